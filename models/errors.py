@@ -1,0 +1,40 @@
+"""The errors of the contract, drawn once.
+
+    ContractError
+    ├── InvalidValue      a value breaks a rule; the message names field, rule and value
+    ├── UnknownModel      the store has no such name or version
+    ├── DamagedArtifact   files are missing, half-written or not what the manifest says
+    └── VersionExists     a published version is never overwritten
+
+Each takes one message, so that it survives a trip between processes. What status a caller
+over HTTP sees is decided in `service.api`, nowhere deeper.
+"""
+
+
+class ContractError(Exception):
+    """Root of all errors that `models` raises for a user's mistake or a damaged store."""
+
+
+class InvalidValue(ContractError, ValueError):
+    """A value breaks a rule. The message names the field, the rule and the value."""
+
+
+class UnknownModel(ContractError):
+    """The store has no model of that name, or not that version of it."""
+
+
+class DamagedArtifact(ContractError):
+    """An artifact's files are missing, half-written or not what its manifest says."""
+
+
+class VersionExists(ContractError):
+    """That version is published already; versions are never overwritten."""
+
+
+def show(value: object, limit: int = 80) -> str:
+    """`repr(value)` cut to `limit` characters: what an error message quotes of a user's value."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more than 4,300 digits has no decimal text
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a value without text"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

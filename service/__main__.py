@@ -1,0 +1,115 @@
+"""The command `ganserve`: serve, sample, models.
+
+Parses flags and hands over; each verb imports what it needs, so that `--help` is quick and a
+worker that is spawned from here imports no second server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.errors import ContractError, InvalidValue
+from models.store import SHIPPED_STORE, Store
+from service import __version__
+from service.errors import StartError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit status: 0 done, 1 failed, 2 a mistake in what was asked for."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (ContractError, StartError) as error:
+        print(f"ganserve: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from service.settings import add_flags
+
+    parser = argparse.ArgumentParser(prog="ganserve", description="Serve trained generators: a seed names an image.")
+    parser.add_argument("--version", action="version", version=f"ganserve {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    serve = verbs.add_parser("serve", help="answer requests over HTTP", description="Answer requests over HTTP.")
+    add_flags(serve)
+    serve.set_defaults(run=_serve)
+
+    sample = verbs.add_parser("sample", help="write images to a folder", description="Write images to a folder.")
+    _add_store(sample)
+    sample.add_argument("--model", default="fashion-mnist", metavar="NAME[:V]", help="default: fashion-mnist, highest version")
+    sample.add_argument("--seeds", required=True, metavar="RANGES", help='such as "0-99,200"; a seed names an image')
+    sample.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    sample.add_argument("--class-idx", type=int, metavar="K", help="one class for all; default: seed %% num_classes")
+    sample.add_argument("--truncation-psi", type=float, metavar="PSI", help="1 (default) is off, 0 the average image")
+    sample.add_argument("--format", default="png", choices=["png", "jpg", "webp", "npy"])
+    sample.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
+    sample.set_defaults(run=_sample)
+
+    models = verbs.add_parser("models", help="list a store", description="List the models of a store.")
+    _add_store(models)
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", type=Path, default=SHIPPED_STORE, metavar="DIR", help="default: the shipped store")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from service.server import serve
+    from service.settings import load_settings
+
+    return serve(load_settings(arguments))
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from models.sampling import SeedRanges
+    from service.offline import sample_to_folder
+
+    seeds = SeedRanges.parse(arguments.seeds)
+    if arguments.threads < 1:
+        raise InvalidValue(f"threads must be at least 1, got {arguments.threads}")
+    artifact = Store(arguments.store).resolve(arguments.model)
+    artifact.verify()
+    progress = sample_to_folder(
+        artifact,
+        seeds,
+        arguments.out,
+        class_idx=arguments.class_idx,
+        truncation_psi=arguments.truncation_psi,
+        fmt=arguments.format,
+        threads=arguments.threads,
+    )
+    written = 0
+    for written in progress:
+        if sys.stderr.isatty():
+            print(f"\r{written}/{len(seeds)} images", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print(f"{written} images of {artifact.address} ({artifact.digest[:12]}) in {arguments.out}")
+    return 0
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    store = Store(arguments.store)
+    for name in store.names():
+        for version in store.versions(name):
+            try:
+                manifest = store.resolve(f"{name}:{version}").manifest
+            except ContractError as error:
+                print(f"{name}:{version}  {error}")
+                continue
+            classes = f"{manifest.num_classes} classes" if manifest.num_classes else "unconditional"
+            size = "x".join(map(str, manifest.img_shape))
+            print(f"{name}:{version}  {manifest.digest[:12]}  {size}  z {manifest.z_dim}  {classes}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

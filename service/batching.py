@@ -1,0 +1,115 @@
+"""Which rows run next: packing rows of many requests into microbatches.
+
+Arithmetic on row counts: no clock, no thread, no I/O. Rows are taken round-robin over the
+requests that wait, so that a request for 1,000 rows cannot starve a request for one; a request
+larger than a microbatch is split over several.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Segment(Generic[T]):
+    """Rows `start` to `stop` (exclusive) of one request."""
+
+    request: T
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class RowQueue(Generic[T]):
+    """Requests that wait for rows to be run, in the order in which they get their next rows."""
+
+    def __init__(self) -> None:
+        self._ring: deque[T] = deque()
+        self._next_row: dict[T, int] = {}
+        self._total_rows: dict[T, int] = {}
+        self._waiting_rows = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that wait, over all requests."""
+        return self._waiting_rows
+
+    def add(self, request: T, rows: int) -> None:
+        """Let `rows` rows of `request` wait. A request waits once at a time."""
+        assert rows > 0 and request not in self._total_rows
+        self._ring.append(request)
+        self._next_row[request] = 0
+        self._total_rows[request] = rows
+        self._waiting_rows += rows
+
+    def discard(self, request: T) -> int:
+        """Forget the rows of `request` that were not taken yet; return how many."""
+        if request not in self._total_rows:
+            return 0
+        rows = self._total_rows[request] - self._next_row[request]
+        self._forget(request)
+        self._ring.remove(request)
+        self._waiting_rows -= rows
+        return rows
+
+    def take(self, max_rows: int) -> list[Segment[T]]:
+        """Take up to `max_rows` rows: equal shares over the requests that wait, one segment a request."""
+        first_row: dict[T, int] = {}
+        room = min(max_rows, self._waiting_rows)
+        self._waiting_rows -= room
+        taken: dict[T, int] = {}
+        while room > 0:
+            share = max(1, room // len(self._ring))
+            request = self._ring.popleft()
+            start, total = self._next_row[request], self._total_rows[request]
+            rows = min(share, room, total - start)
+            first_row.setdefault(request, start)
+            taken[request] = start + rows
+            room -= rows
+            if start + rows == total:
+                self._forget(request)
+            else:
+                self._next_row[request] = start + rows
+                self._ring.append(request)
+        return [Segment(request, first_row[request], stop) for request, stop in taken.items()]
+
+    def _forget(self, request: T) -> None:
+        del self._next_row[request], self._total_rows[request]
+
+
+class MicrobatchSize:
+    """How many rows one microbatch may hold: at most `max_rows`, at most `max_s` of device time.
+
+    The cost of a row is an exponentially weighted mean of what was measured; until something was,
+    `max_rows` holds.
+    """
+
+    _WEIGHT = 0.2
+
+    def __init__(self, max_rows: int, max_s: float) -> None:
+        self._max_rows = max_rows
+        self._max_s = max_s
+        self._row_s: float | None = None
+
+    @property
+    def row_s(self) -> float | None:
+        """Measured device seconds a row, or None before the first measurement."""
+        return self._row_s
+
+    @property
+    def rows(self) -> int:
+        if not self._row_s:
+            return self._max_rows
+        return max(1, min(self._max_rows, int(self._max_s / self._row_s)))
+
+    def measured(self, rows: int, device_s: float) -> None:
+        """Take in that `rows` rows took `device_s` seconds."""
+        row_s = device_s / rows
+        self._row_s = row_s if self._row_s is None else self._row_s + self._WEIGHT * (row_s - self._row_s)

@@ -1,0 +1,99 @@
+"""The socket between the API process and its workers.
+
+One SOCK_SEQPACKET Unix socket a worker: a packet is one JSON message, order is kept, and the
+death of either side is an end-of-file at the other, at once. The address is abstract (no file
+is left behind) and guarded twice: the peer must run as our user and show the server's token.
+
+    worker -> API   hello    {"token", "model", "worker", "pid", "provider", "runtime", "golden_difference", "digest"}
+    API -> worker   slots    {"rows", "slots"} + the memory's descriptor
+    API -> worker   run      {"run": id, "slot", "rows"}
+    worker -> API   done     {"done": id, "device_s", "started": monotonic}   or {"failed": id, "error"}
+
+Nothing is pickled. DESIGN's sketch sent these through LitServe's manager queues; a worker killed
+while it blocks on such a queue makes the manager swallow the next message, and each microbatch
+costs four calls to a further process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+_MAX_PACKET_BYTES = 16_384
+_PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where workers of one server connect, and what they show there."""
+
+    name: str = field(default_factory=lambda: f"\0ganserve-{os.getpid()}-{secrets.token_hex(8)}")
+    token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+
+
+def listen(address: Address) -> socket.socket:
+    """Open the listening socket, non-blocking."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address.name)
+    listener.listen(256)
+    listener.setblocking(False)
+    return listener
+
+
+def connect(address: Address) -> Channel:
+    """Connect to a server's listener, blocking."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(address.name)
+    return Channel(connection)
+
+
+def accept(listener: socket.socket) -> Channel | None:
+    """Take one waiting connection, non-blocking; None if there is none, or it is another user's."""
+    try:
+        connection, _ = listener.accept()
+    except (BlockingIOError, ConnectionAbortedError):
+        return None
+    connection.setblocking(False)
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
+    if uid != os.getuid():
+        connection.close()
+        return None
+    return Channel(connection)
+
+
+class Channel:
+    """One end of a connection: JSON messages, each a packet."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: dict[str, Any], fd: int | None = None) -> None:
+        """Send one message, with a descriptor if given. Raises OSError if the peer is gone."""
+        packet = json.dumps(message).encode()
+        assert len(packet) <= _MAX_PACKET_BYTES
+        if fd is None:
+            self._socket.send(packet)
+        else:
+            socket.send_fds(self._socket, [packet], [fd])
+
+    def receive(self) -> dict[str, Any] | None:
+        """Return the next message, or None at end-of-file. Non-blocking ends raise BlockingIOError."""
+        packet = self._socket.recv(_MAX_PACKET_BYTES)
+        return json.loads(packet) if packet else None
+
+    def receive_with_fd(self) -> tuple[dict[str, Any], int] | None:
+        """Return the next message and the descriptor that came with it, or None at end-of-file."""
+        packet, fds, _, _ = socket.recv_fds(self._socket, _MAX_PACKET_BYTES, 1)
+        return (json.loads(packet), fds[0]) if packet else None
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,79 @@
+"""What can go wrong with a request or a server, drawn once.
+
+    ServiceError
+    ├── InvalidField      a field of the request breaks a rule
+    ├── MalformedBody     the body is not what its content type says
+    ├── UnknownMediaType  the request's content type is not one we read
+    ├── NotAcceptable     nothing we could answer with is in the caller's `Accept`
+    ├── TooLarge          more rows or bytes than a limit
+    ├── NotServed         the model, version or digest is not served here
+    ├── StaleDigest       the address names a digest that is not served
+    ├── Overloaded        the queue is full; carries when to try again
+    ├── Unavailable       loading or draining; carries when to try again
+    ├── DeadlineExceeded  the caller's time ran out
+    └── WorkerCrashed     these rows killed every worker that took them
+
+    StartError            the server cannot start; one sentence for the operator
+
+Which HTTP status each becomes is one table in `service.api`. Each takes its message first.
+"""
+
+
+class ServiceError(Exception):
+    """Root of all errors that end one request."""
+
+
+class InvalidField(ServiceError):
+    """A field of the request breaks a rule. The message names field, rule and value."""
+
+
+class MalformedBody(ServiceError):
+    """The body is not what its content type says."""
+
+
+class UnknownMediaType(ServiceError):
+    """The request's content type is not one we read."""
+
+
+class NotAcceptable(ServiceError):
+    """The answer's media type is not among those the caller accepts."""
+
+
+class TooLarge(ServiceError):
+    """More rows or bytes than a limit; the message names the limit."""
+
+
+class NotServed(ServiceError):
+    """No such model or version is served here."""
+
+
+class StaleDigest(ServiceError):
+    """The model is served, but not with the digest that the address names."""
+
+
+class RetryableError(ServiceError):
+    """Not now; `retry_after_s` says when to come back."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(RetryableError):
+    """The queue has no room for these rows."""
+
+
+class Unavailable(RetryableError):
+    """The model is loading, or the server is draining."""
+
+
+class DeadlineExceeded(ServiceError):
+    """The request's `timeout_ms` passed before its images were made."""
+
+
+class WorkerCrashed(ServiceError):
+    """Workers died each time they ran these rows."""
+
+
+class StartError(Exception):
+    """The server or an offline run cannot start. The message is one sentence for the operator."""

@@ -1,0 +1,77 @@
+"""Around every request: its id, its metrics, its one log line.
+
+A plain ASGI layer, outermost, so that it also sees what the router refuses.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics
+
+_FACTS = "ganserve.facts"
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
+
+logger = logging.getLogger("ganserve.request")
+
+
+def facts_of(request: Request) -> dict[str, Any]:
+    """What will be logged of this request; handlers add to it. Always holds `request_id`."""
+    facts: dict[str, Any] = request.scope[_FACTS]
+    return facts
+
+
+class RequestLog:
+    """Gives each request an id (the caller's, if it sent a plain one), counts it, logs it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _request_id(scope)
+        facts: dict[str, Any] = {"request_id": request_id, "model": "", "status": 500}
+        scope[_FACTS] = facts
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                facts["status"] = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        self._metrics.inflight_requests.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._metrics.inflight_requests.dec()
+            self._finish(scope, facts, time.perf_counter() - started)
+
+    def _finish(self, scope: Scope, facts: dict[str, Any], seconds: float) -> None:
+        route = scope.get("route")
+        endpoint = getattr(route, "path", None) or "other"
+        self._metrics.requests.labels(endpoint, facts["model"], facts["status"]).inc()
+        self._metrics.request_seconds.labels(endpoint).observe(seconds)
+        if facts["status"] in (413, 429, 503):
+            self._metrics.rejected.labels(facts.get("code", "other")).inc()
+        if scope["path"] not in _QUIET_PATHS and logger.isEnabledFor(logging.INFO):
+            line = {"method": scope["method"], "path": scope["path"], **facts, "total_ms": round(seconds * 1000, 2)}
+            logger.info("request", extra={"facts": line})
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return uuid.uuid4().hex

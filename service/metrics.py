@@ -1,0 +1,83 @@
+"""Every metric, declared once. Names are in base units and end in them.
+
+The one API process sees all requests and all workers' answers, so plain in-process metrics are
+right: no files shared between processes, nothing to clean up after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+# A forward pass takes 1-50 ms; the client library's first bucket, 5 ms, would hide it.
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 120.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What is true of one model now; asked when /metrics is read."""
+
+    queued_rows: int
+    workers_up: int
+
+
+class Metrics:
+    """The metrics of one API process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"ganserve_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(f"ganserve_{name}", text, labels, registry=registry, buckets=buckets)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"ganserve_{name}", text, labels, registry=registry)
+
+        self.requests = counter("requests_total", "Requests answered.", "endpoint", "model", "code")
+        self.request_seconds = histogram("request_seconds", "From request line to answer.", "endpoint")
+        self.queue_seconds = histogram("queue_seconds", "From accepted to device start.", "model")
+        self.device_seconds = histogram("device_seconds", "Device time of one microbatch.", "model")
+        self.encode_seconds = histogram("encode_seconds", "Encoding time of one request's images.", "format")
+        self.images = counter("images_total", "Images made for an answer.", "model", "source")
+        self.batch_rows = histogram("batch_rows", "Rows of one microbatch.", "model", buckets=_ROWS)
+        self.batches = counter("batches_total", "Microbatches run.", "model")
+        self.rejected = counter("rejected_total", "Requests refused before any work.", "reason")
+        self.cancelled = counter("cancelled_total", "Requests that ended before their images.", "stage")
+        self.not_modified = counter("not_modified_total", "Answers 304, without device work.")
+        self.worker_restarts = counter("worker_restarts_total", "Workers that ended unasked.", "model")
+        self.worker_busy_seconds = counter("worker_busy_seconds_total", "Device time of all workers.", "model")
+        self.replayed_batches = counter("replayed_batches_total", "Microbatches sent again.", "model")
+        self.inflight_requests = gauge("inflight_requests", "Requests being answered.")
+        self.model_info = gauge("model_info", "1 for each model served.", "model", "version", "digest", "provider")
+        self.states: dict[str, Callable[[], ModelState]] = {}
+        registry.register(_StateCollector(self.states))
+
+    def text(self) -> bytes:
+        """The exposition that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+class _StateCollector(Collector):
+    """Gauges that are asked for when they are read, so they cannot go stale."""
+
+    def __init__(self, states: dict[str, Callable[[], ModelState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        queued = GaugeMetricFamily("ganserve_queued_rows", "Rows that wait for a worker.", labels=["model"])
+        up = GaugeMetricFamily("ganserve_worker_up", "Workers that are ready.", labels=["model"])
+        for name, state in self._states.items():
+            now = state()
+            queued.add_metric([name], now.queued_rows)
+            up.add_metric([name], now.workers_up)
+        yield queued
+        yield up

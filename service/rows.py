@@ -1,0 +1,105 @@
+"""Rows: what one request asks for, resolved to one seed (or latents), class and psi an image.
+
+Endpoint and offline runs both build their rows here, from the rules of `models.sampling`, so a
+seed with its parameters means the same image in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.errors import InvalidValue, show
+from models.manifest import Manifest
+from models.sampling import LatentSampler, check_seed, resolve_class_idx, resolve_truncation_psi
+from service.slots import LATENTS_GIVEN
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """N rows to make. Compared by identity: two requests for the same image stay two."""
+
+    seeds: npt.NDArray[np.int64]
+    """[N]; LATENTS_GIVEN where the caller gave the latents."""
+    latents: npt.NDArray[np.float32] | None
+    """[N, z_dim], or None where seeds name every row."""
+    class_idx: npt.NDArray[np.int64]
+    """[N]; zeros for an unconditional model."""
+    truncation_psi: npt.NDArray[np.float32]
+    """[N]; ones for a model without truncation."""
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @classmethod
+    def of_seeds(
+        cls,
+        manifest: Manifest,
+        seeds: Sequence[int],
+        class_idx: int | Sequence[int] | None = None,
+        truncation_psi: float | None = None,
+    ) -> Rows:
+        """Rows named by seeds. Raises InvalidValue naming field, rule and value."""
+        checked = [check_seed(seed, "seeds") for seed in seeds]
+        return cls._resolved(manifest, checked, None, class_idx, truncation_psi)
+
+    @classmethod
+    def of_latents(
+        cls,
+        manifest: Manifest,
+        latents: npt.ArrayLike,
+        class_idx: int | Sequence[int] | None = None,
+        truncation_psi: float | None = None,
+    ) -> Rows:
+        """Rows whose latents [N, z_dim] the caller gives. Raises InvalidValue."""
+        try:
+            with np.errstate(over="ignore"):  # 1e39 becomes infinite and is refused below
+                values = np.asarray(latents, dtype=np.float32)  # [N, Z]
+        except (ValueError, TypeError, OverflowError):
+            raise InvalidValue(f"latents must be lists of {manifest.z_dim} numbers of one length") from None
+        if values.ndim != 2 or values.shape[1] != manifest.z_dim:
+            raise InvalidValue(f"latents must have the shape [n, {manifest.z_dim}], got {list(values.shape)}")
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            raise InvalidValue(
+                f"latents must be finite in float32, got {show(float(values[row, column]))} at [{row}][{column}]"
+            )
+        return cls._resolved(manifest, [None] * len(values), values, class_idx, truncation_psi)
+
+    @classmethod
+    def _resolved(
+        cls,
+        manifest: Manifest,
+        seeds: Sequence[int | None],
+        latents: npt.NDArray[np.float32] | None,
+        class_idx: int | Sequence[int] | None,
+        truncation_psi: float | None,
+    ) -> Rows:
+        n = len(seeds)
+        classes = resolve_class_idx(class_idx, seeds, manifest.num_classes)
+        psi = resolve_truncation_psi(truncation_psi, manifest.has_truncation)
+        return cls(
+            seeds=np.array([LATENTS_GIVEN if seed is None else seed for seed in seeds], dtype=np.int64),
+            latents=latents,
+            class_idx=np.zeros(n, dtype=np.int64) if classes is None else np.array(classes, dtype=np.int64),
+            truncation_psi=np.full(n, psi, dtype=np.float32),
+        )
+
+    def seed(self, row: int) -> int | None:
+        """The seed of one row, or None where its latents were given."""
+        seed = int(self.seeds[row])
+        return None if seed == LATENTS_GIVEN else seed
+
+    def drawn_latents(self, sampler: LatentSampler, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Latents [stop - start, z_dim] of some rows, drawn from their seeds where not given."""
+        if self.latents is not None:
+            return self.latents[start:stop]
+        return sampler.draw(self.seeds[start:stop])
+
+    def name(self, row: int) -> str:
+        """What a file of this row is called, without its ending: `seed0000000042`, `row00007`."""
+        seed = self.seed(row)
+        return f"row{row:05d}" if seed is None else f"seed{seed:010d}"

@@ -1,0 +1,141 @@
+"""From rows to files: queue, device, encoding, in that order and overlapping.
+
+One `ModelSampler` a served model. Images are encoded in a thread pool as their portions arrive,
+while the device works on the next ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from models.store import Artifact
+from service.dispatch import Dispatcher, Portion
+from service.encoding import EncodedImage, Format, encode_image
+from service.errors import DeadlineExceeded
+from service.metrics import Metrics
+from service.provenance import render_id
+from service.rows import Rows
+
+
+@dataclass
+class Timing:
+    """Where one request's time went, in seconds."""
+
+    queue_s: float = 0.0
+    """From accepted to the first device start."""
+    device_s: float = 0.0
+    """Device time of the microbatches that held its rows."""
+    encode_s: float = 0.0
+    """Encoding, summed over threads."""
+
+    def add(self, portion: Portion) -> None:
+        self.queue_s = portion.queue_s if not self.device_s else min(self.queue_s, portion.queue_s)
+        self.device_s += portion.device_s
+
+    def header(self) -> str:
+        """The value of `Server-Timing`, in milliseconds."""
+        parts = {"queue": self.queue_s, "device": self.device_s, "encode": self.encode_s}
+        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in parts.items())
+
+
+@dataclass
+class Sample:
+    """What became of one request's rows."""
+
+    timing: Timing = field(default_factory=Timing)
+    images: list[EncodedImage] = field(default_factory=list)
+    """In the order of the rows; filled by `ModelSampler.encoded`."""
+    pixels: npt.NDArray[np.uint8] | None = None
+    """[N, H, W, C]; filled by `ModelSampler.pixels`."""
+
+
+class ModelSampler:
+    """Makes the images of one served model."""
+
+    def __init__(self, artifact: Artifact, dispatcher: Dispatcher, encoders: Executor, metrics: Metrics) -> None:
+        self.artifact = artifact
+        self.dispatcher = dispatcher
+        self._encoders = encoders
+        self._metrics = metrics
+
+    @property
+    def render_id(self) -> str:
+        """The render id of this model's workers; empty until the first is ready."""
+        workers = self.dispatcher.workers
+        return render_id(workers[0].provider, workers[0].runtime) if workers else ""
+
+    async def pixels(self, rows: Rows, timeout_s: float, source: str) -> Sample:
+        """Make the pixels of `rows`. Raises Overloaded, Unavailable, DeadlineExceeded, WorkerCrashed."""
+        sample = Sample()
+        images = np.empty((len(rows), *self.artifact.manifest.img_shape), dtype=np.uint8)
+        async with self._portions(rows, timeout_s, sample.timing) as portions:
+            async for portion in portions:
+                images[portion.start : portion.start + len(portion.images)] = portion.images
+        sample.pixels = images
+        self._metrics.images.labels(self.dispatcher.name, source).inc(len(rows))
+        return sample
+
+    async def encoded(self, rows: Rows, fmt: Format, timeout_s: float, source: str) -> Sample:
+        """Make the image files of `rows`. Raises as `pixels` does."""
+        sample = Sample()
+        loop = asyncio.get_running_loop()
+        jobs: list[tuple[int, asyncio.Future[tuple[list[EncodedImage], float]]]] = []
+        async with self._portions(rows, timeout_s, sample.timing) as portions:
+            async for portion in portions:
+                job = loop.run_in_executor(self._encoders, self._encode, rows, portion, fmt)
+                jobs.append((portion.start, job))
+        for _, job in sorted(jobs, key=lambda one: one[0]):
+            images, encode_s = await job
+            sample.images += images
+            sample.timing.encode_s += encode_s
+        self._metrics.encode_seconds.labels(fmt).observe(sample.timing.encode_s)
+        self._metrics.images.labels(self.dispatcher.name, source).inc(len(rows))
+        return sample
+
+    @asynccontextmanager
+    async def _portions(self, rows: Rows, timeout_s: float, timing: Timing) -> AsyncIterator[AsyncIterator[Portion]]:
+        """Submit `rows` and yield their portions; whatever ends the block, no row of it keeps waiting."""
+        ticket = self.dispatcher.submit(rows)
+
+        async def timed() -> AsyncIterator[Portion]:
+            async for portion in ticket.portions():
+                timing.add(portion)
+                yield portion
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield timed()
+        except TimeoutError:
+            self._metrics.cancelled.labels("deadline").inc()
+            message = f"timeout_ms passed: the images were not made within {timeout_s * 1000:.0f} ms"
+            raise DeadlineExceeded(message) from None
+        except asyncio.CancelledError:
+            self._metrics.cancelled.labels("caller_left").inc()
+            raise
+        finally:
+            self.dispatcher.cancel(ticket)
+        self._metrics.queue_seconds.labels(self.dispatcher.name).observe(timing.queue_s)
+
+    def _encode(self, rows: Rows, portion: Portion, fmt: Format) -> tuple[list[EncodedImage], float]:
+        started = time.perf_counter()
+        images = [
+            encoded_image(self.artifact, rows, portion.start + offset, pixels, fmt)
+            for offset, pixels in enumerate(portion.images)
+        ]
+        return images, time.perf_counter() - started
+
+
+def encoded_image(
+    artifact: Artifact, rows: Rows, row: int, pixels: npt.NDArray[np.uint8], fmt: Format
+) -> EncodedImage:
+    """One row's pixels [H, W, C] as its file: what endpoint and offline runs both write."""
+    class_idx = int(rows.class_idx[row]) if artifact.manifest.num_classes else None
+    return EncodedImage(rows.name(row), rows.seed(row), class_idx, encode_image(pixels, fmt))

@@ -1,0 +1,163 @@
+"""What a caller may ask: the shapes of requests, and sentences for those that break a rule.
+
+Checks what can be known without a model (types, ranges, which fields go together). What depends
+on the model (sizes, classes, truncation) is `service.rows`' and `models.sampling`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.errors import show
+from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
+from service.encoding import Container, Format
+from service.errors import InvalidField, MalformedBody
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+TruncationPsi = Annotated[float, Field(ge=0, le=MAX_TRUNCATION_PSI, allow_inf_nan=False)]
+MAX_WALK_FRAMES: Final = 240
+_MAX_SENTENCES: Final = 5  # of a request that breaks more rules, these are told
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class SampleRequest(_Request):
+    """Body of `POST /v1/samples`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"seed": 42}, {"seed": 0, "n": 16, "class_idx": 8}, {"seeds": [7, 99], "format": "npy"}]
+        }
+    )
+
+    model: str | None = Field(None, description="NAME or NAME:VERSION; default: the server's first model")
+    seed: Seed | None = Field(None, description="with n: the seeds seed, seed+1, … seed+n-1")
+    n: int | None = Field(None, ge=1, description="how many images; default 1")
+    seeds: list[Seed] | None = Field(None, min_length=1, description="one image a seed, instead of seed and n")
+    latents: list[list[float]] | None = Field(
+        None, min_length=1, description="one image a row of z_dim numbers, instead of seeds"
+    )
+    class_idx: int | list[int] | None = Field(
+        None, description="one class for all images or one each; default seed % num_classes"
+    )
+    truncation_psi: TruncationPsi | None = Field(None, description="1 (default) is off, 0 the average image")
+    format: Format = Field("png", description="npy is one uint8 array [n, H, W, C]")
+    container: Container | None = Field(None, description="of more than one image: zip (default) or json")
+    timeout_ms: int | None = Field(None, ge=1, description="deadline from acceptance, in milliseconds")
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> SampleRequest:
+        given = [name for name in ("seed", "seeds", "latents") if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none of them"
+            raise ValueError(f"exactly one of seed, seeds and latents must be given, got {got}")
+        if self.n is not None and self.seed is None:
+            raise ValueError(f"n must be left out where {given[0]} is given, got {show(self.n)}")
+        if self.seed is not None and self.seed + (self.n or 1) - 1 > MAX_SEED:
+            raise ValueError(
+                f"seed + n - 1 must be at most {MAX_SEED}, got {show(self.seed)} + {show(self.n)} - 1"
+            )
+        if self.format == "npy" and self.container is not None:
+            raise ValueError(f"container must be left out where format is npy, got {show(self.container)}")
+        return self
+
+    @property
+    def row_count(self) -> int:
+        if self.latents is not None:
+            return len(self.latents)
+        return len(self.seeds) if self.seeds is not None else (self.n or 1)
+
+    @property
+    def all_seeds(self) -> list[int] | None:
+        """Every seed, or None where latents are given."""
+        if self.latents is not None:
+            return None
+        if self.seeds is not None:
+            return self.seeds
+        assert self.seed is not None
+        return list(range(self.seed, self.seed + (self.n or 1)))
+
+
+class _Query(_Request):
+    """Query parameters arrive as text, so they are read leniently."""
+
+    model_config = ConfigDict(strict=False)
+
+
+class ImageQuery(_Query):
+    """Query of an image's address."""
+
+    class_idx: int | None = None
+    truncation_psi: TruncationPsi | None = None
+
+
+class WalkQuery(_Query):
+    """Query of `GET /v1/models/{name}/walk`."""
+
+    model_config = ConfigDict(validate_by_alias=True)
+
+    start: Seed = Field(alias="from", description="seed of the first frame")
+    end: Seed = Field(alias="to", description="seed of the last frame")
+    frames: int = Field(32, ge=2, le=MAX_WALK_FRAMES)
+    frame_ms: int = Field(60, ge=10, le=10_000, description="milliseconds a frame")
+    class_idx: int | None = Field(None, description="one class for all frames; default: that of the nearer end")
+    truncation_psi: TruncationPsi | None = None
+
+
+_QueryT = TypeVar("_QueryT", bound=_Query)
+
+
+class ErrorBody(BaseModel):
+    """Body of every answer that is an error."""
+
+    error: str = Field(description="one sentence that names field, rule and value")
+    code: Literal[
+        "bad_request", "unauthorized", "forbidden", "not_found", "method_not_allowed", "not_acceptable",
+        "digest_not_served", "too_large", "unsupported_media_type", "invalid", "overloaded", "internal",
+        "worker_crashed", "unavailable", "deadline",
+    ]  # fmt: skip
+    request_id: str
+
+
+def parse_query(model: type[_QueryT], values: Mapping[str, str]) -> _QueryT:
+    """Read query parameters as `model`. Raises InvalidField naming field, rule and value."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise InvalidField(_sentences(error)) from None
+
+
+def parse_sample_request(body: bytes) -> SampleRequest:
+    """Read a JSON body. Raises MalformedBody where it is no JSON, InvalidField where it breaks a rule."""
+    try:
+        return SampleRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            raise MalformedBody(f"the body must be JSON: {first['ctx']['error']}") from None
+        raise InvalidField(_sentences(error)) from None
+
+
+def _sentences(error: ValidationError) -> str:
+    """The first few broken rules, each as field, rule and value."""
+    return "; ".join(list(dict.fromkeys(_sentence(one) for one in error.errors(include_url=False)))[:_MAX_SENTENCES])
+
+
+def _sentence(error: Any) -> str:
+    # A union's branches ("class_idx.int", "class_idx.list[int]") are no part of the field's name.
+    parts = [part for part in error["loc"] if isinstance(part, int) or part.isidentifier()]
+    parts = [part for part in parts if part not in ("int", "list")]
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        return f"{name or show(error['loc'][-1])} is not a field of this request, got {show(error['input'])}"
+    if error["type"] == "missing":
+        return f"{name} must be given"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    rule = str(error["msg"]).replace("Input should be", "must be")
+    return f"{name or 'the body'} {rule}, got {show(error['input'])}"

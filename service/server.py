@@ -1,0 +1,295 @@
+"""The server: LitServe's process tree around our own parts.
+
+LitServe gives the shape: a parent that binds the socket, spawned workers that run
+`GeneratorAPI.setup` and our `LitLoop`, one forked API process with uvicorn. What it would put on
+the path of a request is replaced here, each by an override whose fact a test pins
+(tests/service/test_litserve_facts.py):
+
+    its routes and GZip        ours (`api`): /, /health and /info are behind its key, GZip costs 90 ms an npy
+    its manager process        none: rows and pixels go over `channel` and `slots`
+    waiting for a worker       the port opens at once and says 503 until a worker is ready
+    its monitor (every 2 s)    `_Supervisor`: wakes when a process ends
+    its shutdown               the API process drains first, then workers end with their connection
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final
+
+from fastapi import FastAPI
+from litserve import LitServer
+from litserve.transport.base import MessageTransport
+
+from models.store import Artifact, Store
+from service import channel, log
+from service.api import add_routes
+from service.errors import StartError
+from service.http_log import RequestLog
+from service.serving import Serving
+from service.session import check_runtime
+from service.settings import Settings
+from service.worker import EXIT_REFUSED, GeneratorAPI, WorkerSettings
+
+_DRAIN_MARGIN_S: Final = 5.0  # beyond drain_delay_s + drain_s: uvicorn closes connections
+_RESTART_DELAY_S: Final = (0.1, 10.0)  # first and longest wait before a dead worker is started again
+_CALM_S: Final = 60.0  # without a death for this long, the wait starts over
+
+logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status. Raises StartError, ContractError."""
+    log.configure(settings.log_level)
+    check_runtime(settings.accelerator)
+    artifacts = _resolve(settings)
+    server = GanServer(settings, artifacts)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # LitServe's own SIGTERM would leave its children
+    try:
+        server.run(
+            host=settings.host,
+            port=settings.port,
+            num_api_servers=1,
+            log_level="warning",
+            generate_client_file=False,
+            access_log=False,
+            server_header=False,
+        )
+    except KeyboardInterrupt:  # before LitServe waits for it, or a second one during the drain
+        server.kill_children()
+        return 1 if server.draining else 0
+    if server.failure is not None:
+        print(f"ganserve: {server.failure}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _resolve(settings: Settings) -> list[Artifact]:
+    """The artifacts to serve, hashed. Raises ContractError, or StartError for one name twice."""
+    store = Store(settings.store)
+    artifacts = [store.resolve(address) for address in settings.model_addresses]
+    names = [artifact.manifest.name for artifact in artifacts]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise StartError(f"model must name each model once, got {', '.join(sorted(twice))} twice")
+    for artifact in artifacts:
+        artifact.verify()
+    return artifacts
+
+
+class GanServer(LitServer):
+    """LitServe's process tree, serving `artifacts`."""
+
+    def __init__(self, settings: Settings, artifacts: list[Artifact]) -> None:
+        self.settings = settings
+        self.failure: str | None = None
+        self.draining = False
+        self._address = channel.Address()
+        self._listener = channel.listen(self._address)
+        self.serving = Serving(settings, artifacts)
+        self.inference_workers: list[Any] = []
+        self._api_processes: list[Any] = []
+        super().__init__(
+            [self._api(artifact) for artifact in artifacts],
+            accelerator=settings.accelerator,
+            workers_per_device=settings.workers_per_model,
+            timeout=False,
+            restart_workers=True,
+        )
+        if not self.devices:
+            raise StartError(f"accelerator {settings.accelerator} was asked for, but no such device is to be seen")
+        self.uvicorn_graceful_timeout = int(settings.drain_delay_s + settings.drain_s + _DRAIN_MARGIN_S)
+
+    def _api(self, artifact: Artifact) -> GeneratorAPI:
+        settings = self.settings
+        worker = WorkerSettings(
+            store=str(settings.store),
+            address=artifact.address,
+            accelerator=settings.accelerator,
+            threads=settings.threads,
+            strict=settings.strict,
+            channel=self._address,
+        )
+        return GeneratorAPI(worker, artifact.manifest.name)
+
+    # -- LitServe's parts that are replaced --------------------------------------------------------
+
+    def register_endpoints(self) -> None:
+        add_routes(self.app, self.serving)
+
+    def _register_middleware(self) -> None:
+        self.app.add_middleware(RequestLog, metrics=self.serving.metrics)
+
+    def _init_manager(self, num_api_servers: int) -> _NoManager:
+        """No manager process: the queues and the state it would hold have no users."""
+        self.workers_setup_status: dict[str, str] = {}
+        self._shutdown_event = threading.Event()
+        self.litapi_request_queues = {api.api_path: None for api in self.litapi_connector}
+        self._transport = _NoTransport()
+        return _NoManager()
+
+    def verify_worker_status(self) -> None:
+        """Wait for nothing: /readyz and 503 tell until a worker is ready."""
+
+    def launch_inference_worker(self, lit_api: GeneratorAPI) -> list[Any]:
+        with _ctrl_c_ignored():
+            return super().launch_inference_worker(lit_api)  # type: ignore[no-any-return]  # LitServe has no types
+
+    def launch_single_inference_worker(self, lit_api: GeneratorAPI, worker_id: int) -> Any:
+        with _ctrl_c_ignored():
+            return super().launch_single_inference_worker(lit_api, worker_id)
+
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
+        self._api_processes = list(uvicorn_workers.values())
+        _Supervisor(self, self._api_processes).start()
+
+    def _perform_graceful_shutdown(self, manager: Any, uvicorn_workers: Any, shutdown_reason: str = "normal") -> None:
+        self.draining = True
+        self._listener.close()
+        super()._perform_graceful_shutdown(manager, uvicorn_workers, shutdown_reason)
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """The API process from its first to its last moment."""
+        log.configure(self.settings.log_level)
+        loop = asyncio.get_running_loop()
+        self.serving.listen_for_workers(self._listener, self._address)
+        _watch_parent(loop)
+        _drain_on_signals(loop, self.serving)
+        try:
+            yield
+        finally:
+            self.serving.close()
+
+    # -- ends --------------------------------------------------------------------------------------
+
+    def fail(self, message: str) -> None:
+        """End the server with exit status 1 and one sentence."""
+        if self.failure is None and not self.draining:
+            self.failure = message
+            self._shutdown_event.set()
+
+    def kill_children(self) -> None:
+        """SIGKILL to every process of ours that is left."""
+        for process in (*self._api_processes, *self.inference_workers, *multiprocessing.active_children()):
+            with suppress(Exception):
+                process.kill()
+
+
+class _NoManager:
+    """Stands where LitServe keeps its manager process."""
+
+    def shutdown(self) -> None:
+        """Nothing to end."""
+
+
+class _NoTransport(MessageTransport):
+    """Stands where LitServe keeps its response queues; our rows travel over `channel`."""
+
+    def send(self, item: Any, consumer_id: int) -> None:
+        raise AssertionError("no response goes through LitServe's queues")
+
+    async def areceive(self, consumer_id: int, timeout: float | None = None, block: bool = True) -> Any:
+        raise AssertionError("no response comes through LitServe's queues")
+
+    def close(self, send_sentinel: bool = True) -> None:
+        """Nothing to close."""
+
+
+class _Supervisor(threading.Thread):
+    """Watches the processes of a server: starts dead workers again, ends the server without its API process."""
+
+    def __init__(self, server: GanServer, api_processes: list[Any]) -> None:
+        super().__init__(name="supervisor", daemon=True)
+        self._server = server
+        self._api_processes = api_processes
+        self._delay_s = _RESTART_DELAY_S[0]
+        self._last_death = -_CALM_S
+
+    def run(self) -> None:
+        server = self._server
+        while not server.draining and server.failure is None:
+            sentinels = {process.sentinel: process for process in (*self._api_processes, *server.inference_workers)}
+            ended = [sentinels[one] for one in multiprocessing.connection.wait(list(sentinels)) if one in sentinels]
+            if server.draining:
+                return
+            for process in ended:
+                process.join()
+                if process in self._api_processes:
+                    server.fail(f"the API process ended with status {process.exitcode}")
+                    return
+                self._restart(process)
+
+    def _restart(self, process: Any) -> None:
+        server = self._server
+        if process.exitcode == EXIT_REFUSED:
+            server.fail("a worker refused to serve; its sentence is above")
+            return
+        logger.warning("worker %d ended with status %s; it is started again", process.pid, process.exitcode)
+        now = time.monotonic()
+        calm = now - self._last_death >= _CALM_S
+        self._delay_s = _RESTART_DELAY_S[0] if calm else min(2 * self._delay_s, _RESTART_DELAY_S[1])
+        self._last_death = now
+        time.sleep(self._delay_s)
+        if server.draining:
+            return
+        index = server.inference_workers.index(process)
+        api, worker_id = self._place(index)
+        server.inference_workers[index] = server.launch_single_inference_worker(api, worker_id)
+
+    def _place(self, index: int) -> tuple[GeneratorAPI, int]:
+        """Which model and which of its workers stands at `index` of LitServe's one list."""
+        apis = list(self._server.litapi_connector)
+        a_model = len(self._server.inference_workers) // len(apis)
+        return apis[index // a_model], index % a_model
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Processes started in this block ignore SIGINT from their first instruction on.
+
+    Ctrl-C goes to the whole process group; workers end when the API process has drained.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _watch_parent(loop: asyncio.AbstractEventLoop) -> None:
+    """End this process when its parent does, however that ends."""
+    parent = os.pidfd_open(os.getppid())
+    loop.add_reader(parent, os._exit, 1)
+
+
+def _drain_on_signals(loop: asyncio.AbstractEventLoop, serving: Serving) -> None:
+    """Drain on SIGTERM, which the parent sends, then let uvicorn end.
+
+    SIGINT is the parent's alone (Ctrl-C reaches both), and so is what a second signal means.
+    """
+    uvicorn_exit: Any = signal.getsignal(signal.SIGTERM)  # set by uvicorn before the lifespan begins
+    tasks: list[asyncio.Task[None]] = []
+
+    async def drain() -> None:
+        await serving.drain()
+        uvicorn_exit(signal.SIGTERM, None)
+
+    def on_sigterm() -> None:
+        if not tasks:
+            tasks.append(loop.create_task(drain()))
+
+    loop.add_signal_handler(signal.SIGTERM, on_sigterm)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,149 @@
+"""What one API process serves: its models, who may still come in, and how it ends.
+
+Owns admission and the drain. SIGTERM: not ready at once; new requests for `drain_delay_s` more,
+since load balancers learn late; then refused with 503; accepted ones finish within `drain_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from models.store import Artifact, parse_address
+from service import channel
+from service.dispatch import Dispatcher
+from service.errors import NotServed, StartError, Unavailable
+from service.metrics import Metrics
+from service.sampler import ModelSampler
+from service.settings import Settings
+
+_POLL_S = 0.02
+
+logger = logging.getLogger(__name__)
+
+
+class Serving:
+    """The state of one API process. Used in its event loop's thread only."""
+
+    def __init__(self, settings: Settings, artifacts: list[Artifact]) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self._encoders = ThreadPoolExecutor(settings.encode_pool_threads, thread_name_prefix="encode")
+        self._samplers = {
+            artifact.manifest.name: ModelSampler(
+                artifact, Dispatcher(artifact, settings, self.metrics), self._encoders, self.metrics
+            )
+            for artifact in artifacts
+        }
+        self.draining = False
+        self._accepting = True
+        self._in_flight = 0
+        self._was_ready = False
+        self._address: channel.Address | None = None
+
+    # -- models -----------------------------------------------------------------------------------
+
+    @property
+    def samplers(self) -> list[ModelSampler]:
+        """One a served model, the default model first."""
+        return list(self._samplers.values())
+
+    def sampler(self, address: str | None) -> ModelSampler:
+        """The sampler of `name[:version]`, or of the default model. Raises NotServed, InvalidValue."""
+        if address is None:
+            return self.samplers[0]
+        name, version = parse_address(address)
+        sampler = self._samplers.get(name)
+        if sampler is None or version not in (None, sampler.artifact.manifest.version):
+            served = ", ".join(one.artifact.address for one in self.samplers)
+            raise NotServed(f"model {address} is not served here; served: {served}")
+        return sampler
+
+    # -- workers ----------------------------------------------------------------------------------
+
+    def listen_for_workers(self, listener: socket.socket, address: channel.Address) -> None:
+        """Take in workers as they connect."""
+        self._address = address
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        link = channel.accept(listener)
+        if link is not None:
+            asyncio.get_running_loop().add_reader(link.fileno(), self._greet, link)
+
+    def _greet(self, link: channel.Channel) -> None:
+        """Read a new connection's first message: a worker's hello with our token, or goodbye."""
+        asyncio.get_running_loop().remove_reader(link.fileno())
+        try:
+            hello = link.receive()
+        except (OSError, ValueError):
+            hello = None
+        assert self._address is not None
+        if hello is None or not hmac.compare_digest(str(hello.get("token")), self._address.token):
+            link.close()
+            return
+        sampler = self._samplers[hello["model"]]
+        try:
+            sampler.dispatcher.attach(link, hello)
+        except (OSError, StartError) as error:
+            logger.error("a worker of %s could not be taken in: %s", hello["model"], error)
+            link.close()
+            return
+        if self.ready and not self._was_ready:
+            self._was_ready = True
+            self._announce()
+
+    def _announce(self) -> None:
+        settings = self.settings
+        host = "127.0.0.1" if settings.host == "0.0.0.0" else "[::1]" if settings.host == "::" else settings.host
+        models = ", ".join(f"{one.artifact.address} ({one.artifact.digest[:12]})" for one in self.samplers)
+        print(f"ganserve serves {models} at http://{host}:{settings.port}", flush=True)
+
+    # -- probes -----------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Every model has a worker, and the server is not draining."""
+        return not self.draining and all(sampler.dispatcher.ready for sampler in self.samplers)
+
+    @property
+    def was_ready(self) -> bool:
+        return self._was_ready
+
+    # -- admission and drain ----------------------------------------------------------------------
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Hold one accepted request. Raises Unavailable once the server takes no more."""
+        if not self._accepting:
+            raise Unavailable("the server is draining", retry_after_s=1)
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def drain(self) -> None:
+        """Return when nothing accepted is left, or when `drain_s` passed."""
+        self.draining = True
+        await asyncio.sleep(self.settings.drain_delay_s)
+        self._accepting = False
+        deadline = time.monotonic() + self.settings.drain_s
+        while self._in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+        if self._in_flight:
+            logger.warning("drain_s passed with %d requests unfinished", self._in_flight)
+
+    def close(self) -> None:
+        """Let workers and encoder threads go."""
+        for sampler in self.samplers:
+            sampler.dispatcher.close()
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+
+

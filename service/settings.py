@@ -1,0 +1,182 @@
+"""Facts about a deployment: read once, from flag > environment > YAML > default.
+
+Every field is a flag (`--max-queued-rows`), an environment variable (`GANSERVE_MAX_QUEUED_ROWS`)
+and a key of the YAML file that `--config` names. Unknown keys are refused wherever they stand.
+Facts about a model live in its manifest, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from models.errors import show
+from models.store import SHIPPED_STORE
+from service.errors import StartError
+
+ENV_PREFIX: Final = "GANSERVE_"
+Accelerator = Literal["cpu", "cuda"]
+
+
+class Settings(BaseSettings):
+    """One server's settings. Frozen; each field's description is its flag's help."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    store: Path = Field(SHIPPED_STORE, description="folder of published artifacts; default: the shipped one")
+    model: str = Field("fashion-mnist", description="what to serve: NAME[:VERSION][,NAME[:VERSION]…]; the first is the default")
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0 for every interface"
+    )
+    port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
+    accelerator: Accelerator = Field("cpu", description="device that runs the generator: cpu or cuda")
+    workers: int | None = Field(
+        None, ge=1, le=256, description="worker processes a model; default: CPUs this process may use, 1 a device on cuda"
+    )
+    threads: int = Field(1, ge=1, le=256, description="ONNX Runtime threads a worker")
+    max_microbatch: int = Field(16, ge=1, le=1024, description="rows of one device run at most")
+    max_microbatch_ms: float = Field(
+        20.0, gt=0, le=10_000, description="device time of one microbatch at most, by what rows were measured to cost"
+    )
+    max_rows: int = Field(1024, ge=1, le=1_000_000, description="rows of one request at most")
+    max_queued_rows: int = Field(8192, ge=1, description="rows that wait at most, a model; more is refused with 429")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="bytes of one request body at most")
+    timeout_ms: int = Field(30_000, ge=1, description="deadline of a request that names none, in milliseconds")
+    max_timeout_ms: int = Field(120_000, ge=1, description="longest deadline that a request may ask for")
+    encode_threads: int | None = Field(None, ge=1, le=256, description="threads that encode images; default: as CPUs")
+    drain_s: float = Field(20.0, ge=0, le=3600, description="after SIGTERM: seconds that accepted requests may take")
+    drain_delay_s: float = Field(
+        0.0, ge=0, le=600, description="after SIGTERM: seconds in which new requests are still accepted (5 on Kubernetes)"
+    )
+    strict: bool = Field(False, description="refuse to become ready unless the golden rows are bit-exact")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged to stderr")
+
+    @model_validator(mode="after")
+    def _timeouts_fit(self) -> Settings:
+        if self.timeout_ms > self.max_timeout_ms:
+            raise ValueError(
+                f"timeout_ms must be at most max_timeout_ms ({self.max_timeout_ms}), got {self.timeout_ms}"
+            )
+        return self
+
+    @property
+    def model_addresses(self) -> list[str]:
+        """What to serve, in order; the first is the default model."""
+        return [part.strip() for part in self.model.split(",")]
+
+    @property
+    def workers_per_model(self) -> int:
+        """Worker processes a model and device."""
+        if self.workers is not None:
+            return self.workers
+        return 1 if self.accelerator == "cuda" else usable_cpus()
+
+    @property
+    def encode_pool_threads(self) -> int:
+        return self.encode_threads or usable_cpus()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags are the init values; YAML comes in below the environment through `_yaml`."""
+        assert isinstance(init_settings, InitSettingsSource)
+        assert isinstance(env_settings, EnvSettingsSource)
+        yaml_values = init_settings.init_kwargs.pop("_yaml", {})
+        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=yaml_values)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` one flag a field of Settings, and `--config`."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings, below flags and environment")
+    for name, field in Settings.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        if field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=field.description)
+        else:
+            parser.add_argument(flag, default=None, metavar=name.upper(), help=field.description)
+
+
+def load_settings(arguments: argparse.Namespace) -> Settings:
+    """Read settings from parsed flags, environment and YAML. Raises StartError, one sentence a mistake."""
+    _refuse_unknown_environment(os.environ)
+    flags = {name: value for name in Settings.model_fields if (value := getattr(arguments, name, None)) is not None}
+    try:
+        return Settings(_yaml=_read_yaml(arguments.config), **flags)
+    except ValidationError as error:
+        raise StartError("; ".join(_sentence(one) for one in error.errors())) from None
+
+
+def _read_yaml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StartError(f"config must be a readable file: {error.strerror}, got {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StartError(f"config must be YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise StartError(f"config must be a YAML mapping of settings, got {show(values)}")
+    return values
+
+
+def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(
+        name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper().split("__")[0] not in known
+    )
+    if unknown:
+        raise StartError(f"unknown setting in the environment: {', '.join(unknown)}; see ganserve serve --help")
+
+
+def _sentence(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {name}; see ganserve serve --help"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message}, got {show(error['input'])}" if name else message
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: the smaller of its affinity and its cgroup quota, at least 1."""
+    affinity = len(os.sched_getaffinity(0))
+    quota = _cgroup_cpus()
+    return max(1, affinity if quota is None else min(affinity, int(quota)))
+
+
+def _cgroup_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The cgroup's CPU quota in CPUs, or None without one. Reads v2, then v1."""
+    try:
+        limit, period = (cgroup / "cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        limit_us = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((cgroup / "cpu/cpu.cfs_period_us").read_text())
+        return limit_us / period_us if limit_us > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,23 @@
+"""What all tests share: the toy store, and the repository's root."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder: this one holds toy.py
+
+
+@pytest.fixture(scope="session")
+def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with `toy` (conditional, truncation, RGB) and `plain` (neither, grey)."""
+    pytest.importorskip("onnx")
+    from toy import publish_toy
+
+    root = tmp_path_factory.mktemp("store")
+    publish_toy(root, "toy")
+    publish_toy(root, "plain", channels=1, conditional=False, truncation=False)
+    return root

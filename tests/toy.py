@@ -1,0 +1,112 @@
+"""A generator small enough to be made in a test: real ONNX, real store, random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from models.golden import Golden
+from models.manifest import GOLDEN_FILE, GRAPH_FILE, Manifest
+from models.sampling import latents_from_seeds
+from models.store import Artifact, Store
+
+Z_DIM, SIZE, CLASSES = 8, 12, 10
+
+
+def toy_graph(*, channels: int = 3, conditional: bool = True, truncation: bool = True, weights_seed: int = 0) -> bytes:
+    """images = uint8(128 + 60 tanh(psi * latents @ W + E[class_idx])), as an ONNX file's bytes."""
+    random = np.random.RandomState(weights_seed)
+    pixels = SIZE * SIZE * channels
+    constants = {
+        "W": random.randn(Z_DIM, pixels).astype(np.float32),
+        "E": random.randn(CLASSES, pixels).astype(np.float32),
+        "scale": np.float32(60.0),
+        "offset": np.float32(128.0),
+        "shape": np.array([-1, SIZE, SIZE, channels], dtype=np.int64),
+        "column": np.array([1], dtype=np.int64),
+    }
+    inputs = [helper.make_tensor_value_info("latents", TensorProto.FLOAT, ["N", Z_DIM])]
+    nodes, hidden = [], "latents"
+    if truncation:
+        inputs.append(helper.make_tensor_value_info("truncation_psi", TensorProto.FLOAT, ["N"]))
+        nodes.append(helper.make_node("Unsqueeze", ["truncation_psi", "column"], ["psi"]))
+        nodes.append(helper.make_node("Mul", [hidden, "psi"], ["truncated"]))
+        hidden = "truncated"
+    nodes.append(helper.make_node("MatMul", [hidden, "W"], ["features"]))
+    hidden = "features"
+    if conditional:
+        inputs.append(helper.make_tensor_value_info("class_idx", TensorProto.INT64, ["N"]))
+        nodes.append(helper.make_node("Gather", ["E", "class_idx"], ["embedding"]))
+        nodes.append(helper.make_node("Add", [hidden, "embedding"], ["conditioned"]))
+        hidden = "conditioned"
+    nodes += [
+        helper.make_node("Tanh", [hidden], ["unit"]),
+        helper.make_node("Mul", ["unit", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["levels"]),
+        helper.make_node("Cast", ["levels"], ["bytes"], to=TensorProto.UINT8),
+        helper.make_node("Reshape", ["bytes", "shape"], ["images"]),
+    ]
+    output = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, channels])
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        inputs,
+        [output],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return bytes(model.SerializeToString())
+
+
+def publish_toy(
+    root: Path,
+    name: str = "toy",
+    *,
+    channels: int = 3,
+    conditional: bool = True,
+    truncation: bool = True,
+    weights_seed: int = 0,
+    golden_off_by: int = 0,
+) -> Artifact:
+    """Publish a toy generator into the store at `root`; `golden_off_by` spoils its golden rows."""
+    graph = toy_graph(channels=channels, conditional=conditional, truncation=truncation, weights_seed=weights_seed)
+    with Store(root).draft(name) as draft:
+        manifest = Manifest(
+            name=name,
+            version=draft.version,
+            z_dim=Z_DIM,
+            img_height=SIZE,
+            img_width=SIZE,
+            img_channels=channels,
+            num_classes=CLASSES if conditional else 0,
+            class_names=tuple(f"class {k}" for k in range(CLASSES)) if conditional else (),
+            truncation="z" if truncation else "none",
+            licence="Apache-2.0",
+        )
+        (draft.path / GRAPH_FILE).write_bytes(graph)
+        golden = _golden(graph, manifest)
+        spoiled = dataclasses.replace(golden, images=golden.images + np.uint8(golden_off_by))
+        spoiled.save(draft.path / GOLDEN_FILE)
+        return draft.publish(manifest)
+
+
+def _golden(graph: bytes, manifest: Manifest) -> Golden:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    seeds = np.array([0, 1, 42, 2**32 - 1], dtype=np.int64)
+    class_idx = seeds % manifest.num_classes if manifest.num_classes else np.zeros_like(seeds)
+    truncation_psi = np.array([1, 1, 0.5, 1] if manifest.has_truncation else [1] * 4, dtype=np.float32)
+    values = {
+        "latents": latents_from_seeds(seeds, manifest.z_dim, manifest.prior),
+        "class_idx": class_idx,
+        "truncation_psi": truncation_psi,
+    }
+    names = [node.name for node in session.get_inputs()]
+    (images,) = session.run(["images"], {name: values[name] for name in names})
+    return Golden(seeds=seeds, class_idx=class_idx, truncation_psi=truncation_psi, images=images)
+
+
