@@ -1,0 +1,235 @@
+"""`gantrain`: train a generator, publish it, prove it.
+
+Owns the command line and nothing else: each verb parses, calls one function of the package and
+says what came out. A user's mistake is one sentence on stderr and exit code 2; an artifact or a
+generator that fails its checks is exit code 1. torch is imported by the verbs that need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.errors import ContractError, DamagedArtifact, InvalidValue, show
+from models.sampling import SeedRanges
+from models.store import Store
+from training.config import TrainConfig
+from training.errors import ExportRefused, MissingExtra, TrainingError
+from training.interrupt import StopRequest
+from training.presets import PRESETS, preset
+from training.run_folder import RunFolder
+
+_EXTRA_OF_MODULE = {
+    "torch": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "tqdm": "train",
+    "onnxruntime": "cpu",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.verb(options)
+    except (ContractError, TrainingError) as error:
+        return _fail(str(error), 1 if isinstance(error, DamagedArtifact | ExportRefused) else 2)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA_OF_MODULE:
+            raise
+        return _fail(str(_missing_extra(error.name)), 2)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return code
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = _config_of(options)
+    with StopRequest() as stop:
+        import torch
+
+        from training.data import open_dataset
+        from training.loop import train
+
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        dataset = open_dataset(options.data, config.img_resolution)
+        print(f"data: {dataset.name} {dataset.digest[:12]}, {len(dataset)} images")
+        print("config:", *(f"{name}={value}" for name, value in config.to_dict().items()), flush=True)
+        state = train(
+            config, dataset, RunFolder(options.run_dir), tick_kimg=options.tick_kimg, should_stop=stop
+        )
+    if stop():
+        print(f"stopped at {state.cur_nimg / 1000:g} kimg; the same command goes on from there", flush=True)
+        return stop.exit_code
+    print(f"trained: {state.cur_nimg / 1000:g} kimg in {state.train_s:.0f} s; publish it with")
+    print(f"  gantrain export {options.run_dir} --name NAME")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from training.export import export_run
+
+    artifact = export_run(
+        RunFolder(options.run_dir),
+        Store(options.store),
+        name=options.name,
+        version=options.version,
+        licence=options.licence,
+    )
+    facts = artifact.manifest.export
+    print(f"published {artifact.address} in {artifact.path}")
+    print(f"digest {artifact.digest}")
+    print(f"largest difference to torch: {facts['largest_difference_to_torch_levels']} of 255 grey levels")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from training.verify import verify
+
+    for sentence in verify(Store(options.store), options.address, options.run_dir):
+        print(sentence)
+    return 0
+
+
+def _grid(options: argparse.Namespace) -> int:
+    from training.grid import grid_columns, save_grid
+
+    seeds = SeedRanges.parse(options.seeds)
+    if options.source.count("/") or Path(options.source).is_dir():
+        from training.servable import render_seeds
+        from training.snapshot import load_snapshot
+
+        G = load_snapshot(RunFolder(Path(options.source)).snapshot_file).generator()
+        images, num_classes = render_seeds(G, seeds), G.num_classes
+    else:
+        from training.verify import render_artifact
+
+        artifact = Store(options.store).resolve(options.source)
+        images, num_classes = render_artifact(artifact, seeds), artifact.manifest.num_classes
+    save_grid(options.out, images, grid_columns(num_classes), scale=options.scale)
+    print(f"{options.out}: {len(images)} images")
+    return 0
+
+
+def _presets(options: argparse.Namespace) -> int:
+    for name, make in PRESETS.items():
+        print(f"{name}: {(make.__doc__ or '').strip()}\n")
+        for field, value in make().to_dict().items():
+            print(f"    {field} = {value}")
+    return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    from training.data.fashion_mnist import download
+
+    download(options.folder)
+    print(f"{options.folder} holds Fashion-MNIST; train on it with --data {options.folder}")
+    return 0
+
+
+def _config_of(options: argparse.Namespace) -> TrainConfig:
+    flags = {"total_kimg": options.total_kimg, "seed": options.seed}
+    assignments = {name: text for name, text in flags.items() if text is not None}
+    for assignment in options.set:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise InvalidValue(f"--set must be field=value, got {show(assignment)}")
+        assignments[name] = text
+    return preset(options.preset).override(assignments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gantrain", description="Train a generator, publish it, prove it.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    train = verbs.add_parser("train", help="train, or go on with a run: the same command resumes")
+    train.set_defaults(verb=_train)
+    train.add_argument("--preset", required=True, help="a name that `gantrain presets` lists")
+    train.add_argument(
+        "--run-dir", required=True, type=Path, help="the run's folder, made if it is not there"
+    )
+    train.add_argument("--data", type=Path, help="folder or zip (default: where Debian puts Fashion-MNIST)")
+    train.add_argument(
+        "--total-kimg", metavar="K", help="length in thousands of images (default: the preset's)"
+    )
+    train.add_argument(
+        "--tick-kimg", metavar="K", type=_positive_float, default=50.0, help="kimg a tick (50)"
+    )
+    train.add_argument("--seed", metavar="S", help="seed of the run (default: the preset's)")
+    train.add_argument("--threads", metavar="N", type=_positive_int, help="CPU threads (default: torch's)")
+    train.add_argument(
+        "--set", metavar="FIELD=VALUE", action="append", default=[], help="set a field of the config"
+    )
+
+    export = verbs.add_parser("export", help="publish a run's G_ema as an artifact of a store")
+    export.set_defaults(verb=_export)
+    export.add_argument("run_dir", type=Path)
+    export.add_argument("--name", required=True, help="folder and address of the model")
+    export.add_argument("--version", type=_positive_int, help="default: the highest there is plus one")
+    export.add_argument("--licence", default="unknown", help="SPDX name of the weights' licence (unknown)")
+    _add_store(export)
+
+    verify = verbs.add_parser("verify", help="check an artifact's files, graph and golden rows")
+    verify.set_defaults(verb=_verify)
+    verify.add_argument("address", metavar="NAME[:VERSION]")
+    verify.add_argument("--run-dir", type=Path, help="also compare with the run it came from (needs torch)")
+    _add_store(verify)
+
+    grid = verbs.add_parser("grid", help="draw the images that seeds name, each in its default class")
+    grid.set_defaults(verb=_grid)
+    grid.add_argument("source", metavar="RUN_DIR|NAME[:VERSION]", help="a folder, or a name in the store")
+    grid.add_argument("--seeds", default="0-63", help='range text such as "0-63,99" (0-63)')
+    grid.add_argument("--out", required=True, type=Path, help="the PNG file to write")
+    grid.add_argument("--scale", type=_positive_int, default=1, help="enlarge each pixel this many times (1)")
+    _add_store(grid)
+
+    presets = verbs.add_parser("presets", help="list the presets and their fields")
+    presets.set_defaults(verb=_presets)
+
+    download = verbs.add_parser("download", help="fetch Fashion-MNIST, checked by sha256")
+    download.set_defaults(verb=_download)
+    download.add_argument("folder", type=Path)
+    return parser
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", type=Path, default=Path("store"), help="root folder of artifacts (./store)"
+    )
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    return value
+
+
+def _missing_extra(module: str) -> MissingExtra:
+    extra = _EXTRA_OF_MODULE[module]
+    return MissingExtra(
+        f"this needs {module}, which is not installed: pip install 'ganserve[{extra}]', "
+        f"or pip install -e '.[{extra}]' in a clone"
+    )
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"gantrain: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What makes a run the run it is: one frozen config, checked when it is made.
+
+Two runs of one config on one data set learn the same thing, so every field here is part of a
+run's identity. Where the data lies, the run folder, tick length and thread count are not: they
+are options of `gantrain train`. Refuses to own: files, torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args, get_type_hints
+
+from models.errors import InvalidValue, show
+from models.sampling import check_seed
+
+Objective = Literal["minimax", "nonsaturating"]
+OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
+IMG_RESOLUTIONS: Final = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run. Raises InvalidValue naming the field, the rule and the value."""
+
+    preset: str
+    """The preset this config began as; `gantrain train --preset` names it again."""
+    total_kimg: float
+    """Length of the run in thousands of real images shown."""
+    seed: int = 0
+    """Opens every random stream: weights, order of the data, latents."""
+    batch_size: int = 64
+    """Real images a step of D, and fakes a step of G."""
+
+    img_resolution: int = 32
+    """Height and width that G makes; smaller images are padded to it, larger ones refused."""
+    z_dim: int = 64
+    """Width of the latents, drawn from N(0, 1)."""
+    class_dim: int = 32
+    """Width of G's class embedding; unused where the data has no classes."""
+    G_channels: int = 64
+    """Width of G's feature map at half the image's resolution; doubled at each halving, up to 512."""
+    D_channels: int = 64
+    """The same for D."""
+
+    objective: Objective = "nonsaturating"
+    """The game: see `training.losses`."""
+    G_lr: float = 4e-4
+    """Learning rate of G before `lr_decay_start`."""
+    D_lr: float = 4e-4
+    """Learning rate of D before `lr_decay_start`."""
+    adam_beta1: float = 0.5
+    """Adam's decay of the first moment, both networks."""
+    adam_beta2: float = 0.99
+    """Adam's decay of the second moment, both networks."""
+    lr_decay_start: float = 0.3
+    """Share of the run after which both learning rates fall along a cosine."""
+    lr_floor: float = 0.02
+    """Share of the learning rate that is left at the end."""
+
+    ema_half_life_kimg: float = 10.0
+    """Half-life of G_ema's memory."""
+    ema_rampup: float = 0.05
+    """The half-life is never longer than this share of the images shown so far: it scales to short runs."""
+
+    def __post_init__(self) -> None:
+        for name, kind in _field_types().items():
+            _check_type(getattr(self, name), name, kind)
+        check_seed(self.seed)
+        _between(self, "total_kimg", 0.001, 1e9)
+        _between(self, "batch_size", 2, 65_536)
+        if self.img_resolution not in IMG_RESOLUTIONS:
+            allowed = ", ".join(map(str, IMG_RESOLUTIONS))
+            raise InvalidValue(f"img_resolution must be one of {allowed}, got {show(self.img_resolution)}")
+        if self.objective not in OBJECTIVES:
+            allowed = ", ".join(OBJECTIVES)
+            raise InvalidValue(f"objective must be one of {allowed}, got {show(self.objective)}")
+        for name in ("z_dim", "class_dim", "G_channels", "D_channels"):
+            _between(self, name, 1, 4_096)
+        for name in ("G_lr", "D_lr"):
+            _between(self, name, 1e-9, 1.0)
+        for name in ("adam_beta1", "adam_beta2"):
+            _between(self, name, 0.0, 0.99999)
+        for name in ("lr_decay_start", "lr_floor", "ema_rampup"):
+            _between(self, name, 0.0, 1.0)
+        _between(self, "ema_half_life_kimg", 0.0, 1e9)
+
+    @property
+    def total_nimg(self) -> int:
+        """Real images shown in the whole run."""
+        return round(self.total_kimg * 1000)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields by name, as `config.json` and the manifest hold them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Read what `to_dict` wrote. Raises InvalidValue for unknown, missing or wrong fields."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise InvalidValue(f"the config has no field {show(unknown[0])}; it has: {', '.join(known)}")
+        if missing := sorted({"preset", "total_kimg"} - set(values)):
+            raise InvalidValue(f"the config lacks the field {missing[0]}")
+        return cls(**values)
+
+    def override(self, assignments: Mapping[str, str]) -> TrainConfig:
+        """Return a config with fields set from text, as `--set field=value` gives them."""
+        types = _field_types()
+        values = self.to_dict()
+        for name, text in assignments.items():
+            if name not in types or name == "preset":
+                allowed = ", ".join(sorted(set(types) - {"preset"}))
+                raise InvalidValue(f"--set knows no field {show(name)}; it knows: {allowed}")
+            values[name] = _from_text(text, name, types[name])
+        return TrainConfig(**values)
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """Names of the fields in which two configs differ."""
+        return [name for name, value in self.to_dict().items() if value != getattr(other, name)]
+
+
+def _field_types() -> dict[str, type]:
+    hints = get_type_hints(TrainConfig)
+    return {
+        field.name: hints[field.name] if isinstance(hints[field.name], type) else str
+        for field in dataclasses.fields(TrainConfig)
+    }
+
+
+def _check_type(value: object, name: str, kind: type) -> None:
+    wanted: dict[type, tuple[type | tuple[type, ...], str]] = {
+        int: (int, "an integer"),
+        float: ((int, float), "a number"),
+        str: (str, "text"),
+    }
+    types, words = wanted[kind]
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise InvalidValue(f"{name} must be {words}, got {show(value)}")
+
+
+def _from_text(text: str, name: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        words = "an integer" if kind is int else "a number"
+        raise InvalidValue(f"{name} must be {words}, got {show(text)}") from None
+
+
+def _between(config: TrainConfig, name: str, low: float, high: float) -> None:
+    value = getattr(config, name)
+    if not low <= value <= high:  # also refuses NaN
+        raise InvalidValue(f"{name} must be between {low:g} and {high:g}, got {show(value)}")

@@ -1,0 +1,105 @@
+"""A folder or a zip of images, with labels in `dataset.json` where there are any.
+
+StyleGAN's convention: every image file below the root, in the order of its path, and
+`{"labels": [["path", class], …]}` (or null) beside them. A zip is read member by member, never
+unpacked to disk. Refuses to own: resizing and cropping; what is trained on is what is in the files.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from models.errors import show
+from training.data.dataset import Dataset
+from training.errors import DataError
+
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LABELS_FILE: Final = "dataset.json"
+MAX_SIDE: Final = 4_096
+
+Read = Callable[[str], bytes]
+
+
+def read_folder(folder: Path) -> Dataset:
+    """Read every image below `folder`. Raises DataError naming the file that is wrong."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return _assemble(folder.resolve().name, names, lambda name: (folder / name).read_bytes())
+
+
+def read_zip(path: Path) -> Dataset:
+    """Read every image in the zip at `path`. Raises DataError naming the member that is wrong."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _assemble(path.stem, sorted(archive.namelist()), archive.read)
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{path} must be a zip file: {error}") from None
+
+
+def _assemble(name: str, files: Iterable[str], read: Read) -> Dataset:
+    files = list(files)
+    image_files = [file for file in files if file.lower().endswith(SUFFIXES)]
+    if not image_files:
+        raise DataError(f"{name} must hold images ({', '.join(SUFFIXES)}), it holds none")
+    arrays = [_decode(read(file), file) for file in image_files]
+    return Dataset(
+        name=name,
+        images=_stack(arrays, image_files),
+        class_idx=_labels(read(LABELS_FILE), image_files) if LABELS_FILE in files else None,
+    )
+
+
+def _decode(content: bytes, file: str) -> npt.NDArray[np.uint8]:
+    """Return [C, H, W]: one channel for grey files, else three; what is transparent becomes white."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if max(image.size) > MAX_SIDE:
+                raise DataError(f"{file} must be at most {MAX_SIDE} pixels on each side, it is {image.size}")
+            if image.mode in ("1", "L"):
+                return np.asarray(image.convert("L"))[None]
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as an image: {error}") from None
+
+
+def _stack(arrays: list[npt.NDArray[np.uint8]], files: list[str]) -> npt.NDArray[np.uint8]:
+    """Return [N, C, H, W]: grey only if every image is. Raises DataError for mixed sizes."""
+    channels = max(array.shape[0] for array in arrays)
+    height, width = arrays[0].shape[1:]
+    for array, file in zip(arrays, files, strict=True):
+        if array.shape[1:] != (height, width):
+            raise DataError(
+                f"all images must have one size: {files[0]} is {width}×{height}, "
+                f"{file} is {array.shape[2]}×{array.shape[1]}"
+            )
+    return np.stack([np.broadcast_to(array, (channels, height, width)) for array in arrays])
+
+
+def _labels(content: bytes, image_files: list[str]) -> npt.NDArray[np.int64] | None:
+    """Return the class [N] of each image, or None where `dataset.json` has none."""
+    try:
+        labels = json.loads(content)["labels"]
+        classes = None if labels is None else {str(file): label for file, label in labels}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{LABELS_FILE} must be {{"labels": [["path", class], …]}}: {error!r}') from None
+    if classes is None:
+        return None
+    if missing := [file for file in image_files if file not in classes]:
+        raise DataError(f"{LABELS_FILE} must label every image; {missing[0]} has no label")
+    for file in image_files:
+        if isinstance(classes[file], bool) or not isinstance(classes[file], int) or classes[file] < 0:
+            raise DataError(
+                f"{LABELS_FILE}: the class of {file} must be a whole number from 0, got {show(classes[file])}"
+            )
+    return np.array([classes[file] for file in image_files], dtype=np.int64)

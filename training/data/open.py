@@ -1,0 +1,35 @@
+"""Find out what a path holds, and read it.
+
+A folder with IDX files, a folder of images, or a zip of images. Without a path: Fashion-MNIST
+where Debian puts it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.data import fashion_mnist, images
+from training.data.dataset import Dataset
+from training.errors import DataError
+
+
+def open_dataset(path: Path | None, img_resolution: int) -> Dataset:
+    """Read the data set at `path`, padded to `img_resolution`. Raises DataError with the way out."""
+    if path is None:
+        return _debian_fashion_mnist().padded(img_resolution)
+    if path.is_dir():
+        read = fashion_mnist.read_folder if fashion_mnist.holds_idx(path) else images.read_folder
+        return read(path).padded(img_resolution)
+    if path.is_file():
+        return images.read_zip(path).padded(img_resolution)
+    raise DataError(f"--data must name a folder or a zip file, got {str(path)!r}")
+
+
+def _debian_fashion_mnist() -> Dataset:
+    folder = fashion_mnist.DEBIAN_FOLDER
+    if not fashion_mnist.holds_idx(folder):
+        raise DataError(
+            f"{folder} has no Fashion-MNIST: install Debian's package {fashion_mnist.DEBIAN_PACKAGE}, "
+            "or run `gantrain download DIR` and give --data DIR"
+        )
+    return fashion_mnist.read_folder(folder)

@@ -1,0 +1,31 @@
+"""The errors of training, drawn once.
+
+    TrainingError
+    ├── DataError        a data set is missing, unreadable or not what the run needs
+    ├── RunError         a run folder cannot be used, or the run cannot go on
+    ├── ExportRefused    a generator would not serve as it trained; the message says the way out
+    └── MissingExtra     a verb needs packages that are not installed
+
+A broken config raises `models.errors.InvalidValue`. Each error takes one message, which is the
+sentence that a user reads.
+"""
+
+
+class TrainingError(Exception):
+    """Root of all errors that `training` raises for a user's mistake or a run that cannot go on."""
+
+
+class DataError(TrainingError):
+    """A data set is missing, unreadable or not what the run needs."""
+
+
+class RunError(TrainingError):
+    """A run folder cannot be used, or the run cannot go on."""
+
+
+class ExportRefused(TrainingError):
+    """A generator would not serve as it trained. The message says what to change."""
+
+
+class MissingExtra(TrainingError):
+    """A verb needs packages that are not installed. The message names the extra."""

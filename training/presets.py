@@ -1,0 +1,35 @@
+"""Named configs: functions that return a complete one.
+
+Each is headed by its command and by what it gave when it was measured. Refuses to own: the
+fields (`training.config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from models.errors import InvalidValue, show
+from training.config import TrainConfig
+
+
+def fashion_mnist() -> TrainConfig:
+    """Ten classes of clothing, 32×32 grey, from 60,000 images."""
+    return TrainConfig(
+        preset="fashion-mnist",
+        total_kimg=2_400,
+        G_channels=48,
+        D_channels=32,
+        G_lr=2e-3,
+        D_lr=2e-3,
+    )
+
+
+PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {"fashion-mnist": fashion_mnist}
+
+
+def preset(name: str) -> TrainConfig:
+    """Return the config of a preset. Raises InvalidValue for a name that is none."""
+    if name not in PRESETS:
+        raise InvalidValue(f"preset must be one of {', '.join(PRESETS)}, got {show(name)}")
+    return PRESETS[name]()

@@ -1,0 +1,29 @@
+"""What changes during a run, as pure functions of `cur_nimg`: learning rates and EMA's memory.
+
+A resumed run needs no state of theirs. Refuses to own: the optimizers and averages that use them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from training.config import TrainConfig
+
+
+def lr_scale(cur_nimg: int, config: TrainConfig) -> float:
+    """The factor on both learning rates: 1 up to the knee, then a cosine down to `lr_floor` at the end."""
+    knee_nimg = config.lr_decay_start * config.total_nimg
+    if cur_nimg <= knee_nimg:
+        return 1.0
+    t = min((cur_nimg - knee_nimg) / (config.total_nimg - knee_nimg), 1.0)  # 0 at the knee, 1 at the end
+    return config.lr_floor + (1 - config.lr_floor) * 0.5 * (1 + math.cos(math.pi * t))
+
+
+def ema_beta(cur_nimg: int, config: TrainConfig) -> float:
+    """The share of G_ema that survives one step at `cur_nimg`.
+
+    The half-life is `ema_half_life_kimg`, but never more than `ema_rampup` of the images shown, so
+    that a run of any length forgets its beginning.
+    """
+    half_life_nimg = min(config.ema_half_life_kimg * 1000, config.ema_rampup * cur_nimg)
+    return float(0.5 ** (config.batch_size / half_life_nimg)) if half_life_nimg > 0 else 0.0
