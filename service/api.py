@@ -21,7 +21,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
 
 from models.errors import ContractError, InvalidValue, UnknownModel, show
 from models.sampling import MAX_SEED, check_seed, latents_from_seeds, seeds_text, slerp
@@ -122,25 +121,19 @@ def _add_pages(app: FastAPI) -> None:
             swagger_favicon_url="/favicon.svg",
         )
 
-    async def page() -> Response:
-        return FileResponse(_PAGE / "index.html", headers=_PAGE_HEADERS)
-
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
     app.mount("/docs/assets", StaticFiles(directory=assets))
-    app.add_api_route("/", page, methods=["GET"], include_in_schema=False)
-    app.mount("/", _with_headers(StaticFiles(directory=_PAGE)))
+    # One route a file: a mount at "/" would take in every path, and no wrong method would be a 405.
+    for file in sorted(_PAGE.iterdir()):
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        app.add_api_route(path, _page_file(file), methods=["GET"], include_in_schema=False)
 
 
-def _with_headers(files: StaticFiles) -> ASGIApp:
-    async def serve(scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] += [(k.lower().encode(), v.encode()) for k, v in _PAGE_HEADERS.items()]
-            await send(message)
+def _page_file(file: Path) -> Callable[[], Any]:
+    async def answer() -> Response:
+        return FileResponse(file, headers=_PAGE_HEADERS)
 
-        await files(scope, receive, send_with_headers)
-
-    return serve
+    return answer
 
 
 class _Routes:

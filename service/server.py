@@ -15,11 +15,14 @@ the path of a request is replaced here, each by an override whose fact a test pi
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
@@ -43,6 +46,9 @@ from service.worker import EXIT_REFUSED, GeneratorAPI, WorkerSettings
 
 _DRAIN_MARGIN_S: Final = 5.0  # beyond drain_delay_s + drain_s: uvicorn closes connections
 _RESTART_DELAY_S: Final = (0.1, 10.0)  # first and longest wait before a dead worker is started again
+_LAST_ANSWERS_S: Final = 0.1  # for what already waits in the listener's backlog: it gets its 503
+_SO_ATTACH_FILTER: Final = 26  # Linux; the socket module does not name it
+_BPF_RETURN: Final = 0x06
 _CALM_S: Final = 60.0  # without a death for this long, the wait starts over
 
 logger = logging.getLogger(__name__)
@@ -53,8 +59,11 @@ def serve(settings: Settings) -> int:
     log.configure(settings.log_level)
     check_runtime(settings.accelerator)
     artifacts = _resolve(settings)
+    _check_port(settings)
     server = GanServer(settings, artifacts)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # LitServe's own SIGTERM would leave its children
+    # LitServe drains on KeyboardInterrupt; on SIGTERM it would end alone and leave its children.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:
         server.run(
             host=settings.host,
@@ -84,6 +93,17 @@ def _resolve(settings: Settings) -> list[Artifact]:
     for artifact in artifacts:
         artifact.verify()
     return artifacts
+
+
+def _check_port(settings: Settings) -> None:
+    """Raise StartError if the port cannot be had: LitServe finds out later and says less."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise StartError(f"port {settings.port} of {settings.host} cannot be had: {error.strerror}") from None
 
 
 class GanServer(LitServer):
@@ -285,6 +305,10 @@ def _drain_on_signals(loop: asyncio.AbstractEventLoop, serving: Serving) -> None
 
     async def drain() -> None:
         await serving.drain()
+        for listener in uvicorn_exit.__self__.servers:
+            for one in listener.sockets:
+                _take_no_connections(one.fileno())
+        await asyncio.sleep(_LAST_ANSWERS_S)
         uvicorn_exit(signal.SIGTERM, None)
 
     def on_sigterm() -> None:
@@ -293,3 +317,17 @@ def _drain_on_signals(loop: asyncio.AbstractEventLoop, serving: Serving) -> None
 
     loop.add_signal_handler(signal.SIGTERM, on_sigterm)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _take_no_connections(listener_fd: int) -> None:
+    """Let the kernel drop new connection attempts on a listening socket, and keep those it holds.
+
+    Closing a listener resets connections that wait in its backlog, with requests that were sent.
+    With a filter that passes no packet (SO_ATTACH_FILTER, one instruction: return 0) nothing is
+    added to the backlog while we answer what is in it; a dropped attempt is repeated by the
+    caller's kernel and then refused, so no request of its was ever sent.
+    """
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
+    program = struct.pack("HP", 1, ctypes.addressof(instruction))
+    with socket.socket(fileno=os.dup(listener_fd)) as listener, suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from models.store import Artifact, parse_address
 from service import channel
 from service.dispatch import Dispatcher
+from service.encoding import warm_up
 from service.errors import NotServed, StartError, Unavailable
 from service.metrics import Metrics
 from service.sampler import ModelSampler
@@ -70,6 +71,7 @@ class Serving:
     def listen_for_workers(self, listener: socket.socket, address: channel.Address) -> None:
         """Take in workers as they connect."""
         self._address = address
+        self._encoders.submit(warm_up)
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:

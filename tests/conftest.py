@@ -1,14 +1,10 @@
-"""What all tests share: the toy store, and the repository's root."""
+"""What all tests share: the toy store."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode adds no folder: this one holds toy.py
 
 
 @pytest.fixture(scope="session")

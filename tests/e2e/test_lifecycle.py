@@ -1,0 +1,282 @@
+"""A real server's life: start, idle, faults, drain, end. Nothing accepted is lost, nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from server_process import GANSERVE, Server
+from toy import publish_toy
+
+Serve = Callable[..., Server]
+
+
+def load(server: Server, stop: threading.Event, clients: int = 8) -> tuple[list[threading.Thread], list[tuple[int, object]]]:
+    """Ask for images until told to stop; collect (seed, status and bytes, or the error)."""
+    answers: list[tuple[int, object]] = []
+
+    def ask(number: int) -> None:
+        seed = number
+        while not stop.is_set():
+            seed += clients
+            try:
+                answer = httpx.post(f"{server.url}/v1/samples", json={"seed": seed, "n": 2, "format": "npy"}, timeout=30)
+                answers.append((seed, (answer.status_code, answer.content, dict(answer.headers))))
+            except httpx.ConnectError:
+                return  # the server no longer listens: this request was never sent
+            except httpx.TransportError as error:
+                answers.append((seed, error))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    return threads, answers
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load_loses_no_request_and_leaves_nothing(serve: Serve, number: int) -> None:
+    server = serve("--model", "toy")
+    family = server.family()
+    stop = threading.Event()
+    threads, answers = load(server, stop)
+    wait_for(lambda: len(answers) > 50)
+
+    status = server.terminate(number)
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+    assert status == 0
+    gone, alive = psutil.wait_procs(family, timeout=3)
+    assert not alive
+    assert len(gone) >= 3  # parent, API process, at least one worker
+    lost = [answer for _, answer in answers if isinstance(answer, Exception) or answer[0] not in (200, 503)]  # type: ignore[index]
+    assert lost == []
+    refused = [answer[2] for _, answer in answers if answer[0] == 503]  # type: ignore[index]
+    assert all("retry-after" in headers for headers in refused)
+
+
+def test_a_draining_server_is_not_ready_at_once_but_still_accepts_for_the_drain_delay(serve: Serve) -> None:
+    server = serve("--model", "toy", "--drain-delay-s", "2")
+
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+    during = httpx.post(f"{server.url}/v1/samples", json={"seed": 1})
+
+    assert during.status_code == 200
+    assert server.process.wait(timeout=15) == 0
+
+
+def test_a_second_signal_ends_a_drain_at_once(serve: Serve) -> None:
+    server = serve("--model", "toy", "--drain-delay-s", "60")
+    family = server.family()
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+
+    server.process.send_signal(signal.SIGTERM)
+
+    assert server.process.wait(timeout=5) != 0
+    assert psutil.wait_procs(family, timeout=3)[1] == []
+
+
+def test_a_killed_worker_costs_no_request_its_image(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "2")
+    expected = {
+        seed: httpx.post(f"{server.url}/v1/samples", json={"seed": seed, "n": 2, "format": "npy"}).content
+        for seed in range(8, 40)
+    }
+    stop = threading.Event()
+    threads, answers = load(server, stop)
+    wait_for(lambda: len(answers) > 20)
+
+    for worker in server.workers():
+        worker.kill()
+        time.sleep(0.3)
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 2)
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+    assert all(not isinstance(answer, Exception) and answer[0] == 200 for _, answer in answers)  # type: ignore[index]
+    assert all(answer[1] == expected[seed] for seed, answer in answers if seed in expected)  # type: ignore[index]
+    assert server.metric("ganserve_worker_restarts_total", model="toy") == 2
+
+
+def test_rows_asked_for_while_every_worker_is_dead_are_made_when_one_is_back(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "1")
+    before = httpx.post(f"{server.url}/v1/samples", json={"seed": 5}).content
+    (worker,) = server.workers()
+
+    worker.kill()
+    after = httpx.post(f"{server.url}/v1/samples", json={"seed": 5}, timeout=30)
+
+    assert (after.status_code, after.content) == (200, before)
+
+
+@pytest.mark.parametrize("victim", ["api", "parent"])
+def test_a_server_without_its_api_process_or_parent_ends_and_leaves_nothing(serve: Serve, victim: str) -> None:
+    server = serve("--model", "toy")
+    family = server.family()
+    parent, *children = family
+    helpers = [*server.workers(), *(one for one in children if "resource_tracker" in " ".join(one.cmdline()))]
+    (api,) = [one for one in children if one not in helpers]
+
+    (api if victim == "api" else parent).kill()
+
+    assert server.process.wait(timeout=10) != 0
+    assert psutil.wait_procs(family, timeout=8)[1] == []
+
+
+def test_an_idle_server_uses_under_two_percent_of_a_core(serve: Serve) -> None:
+    server = serve("--model", "toy,plain", "--workers", "1")
+    family = server.family()
+    time.sleep(1.0)  # what start-up left to do
+
+    def cpu_s() -> float:
+        return sum(one.cpu_times().user + one.cpu_times().system for one in family)
+
+    before, started = cpu_s(), time.monotonic()
+    time.sleep(4.0)
+    used, seconds = cpu_s() - before, time.monotonic() - started
+
+    assert used / seconds < 0.02
+
+
+def test_a_caller_that_leaves_frees_its_rows(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "1", "--max-microbatch", "1", "--max-queued-rows", "200000", "--max-rows", "100000")
+
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/samples", json={"seed": 0, "n": 100_000, "format": "npy"}, timeout=0.3)
+
+    wait_for(lambda: server.metric("ganserve_queued_rows", model="toy") == 0, seconds=5)
+    assert server.metric("ganserve_batches_total", model="toy") < 100_000
+
+
+def test_a_deadline_that_passes_is_a_504(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "1", "--max-microbatch", "1", "--max-queued-rows", "200000", "--max-rows", "100000")
+
+    answer = httpx.post(f"{server.url}/v1/samples", json={"seed": 0, "n": 100_000, "timeout_ms": 50}, timeout=30)
+
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline")
+    assert "50 ms" in answer.json()["error"]
+
+
+def test_a_full_queue_refuses_with_retry_after_and_serves_on(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "1", "--max-queued-rows", "64", "--max-microbatch", "1")
+
+    with ThreadPoolExecutor(24) as clients:
+        answers = list(
+            clients.map(
+                lambda seed: httpx.post(f"{server.url}/v1/samples", json={"seed": seed, "n": 40}, timeout=30), range(24)
+            )
+        )
+
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 429}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status_code == 429)
+    assert httpx.post(f"{server.url}/v1/samples", json={"seed": 1}).status_code == 200
+
+
+def test_readiness_waits_for_a_worker_while_the_process_already_lives(serve: Serve) -> None:
+    server = serve("--model", "toy", ready=False)
+    seen = set()
+    while "ready 200" not in seen:
+        assert time.monotonic() - server.started < 30
+        try:
+            seen.add(f"live {httpx.get(server.url + '/livez').status_code}")
+            ready = httpx.get(server.url + "/readyz")
+        except httpx.TransportError:
+            continue
+        seen.add(f"ready {ready.status_code}")
+        if ready.status_code == 503:
+            assert "retry-after" in ready.headers
+
+    assert seen == {"live 200", "ready 503", "ready 200"}
+
+
+def refused_start(*flags: str) -> str:
+    """What `ganserve serve` says when it will not start; it must end by itself, with a status that is not 0."""
+    done = subprocess.run([str(GANSERVE), "serve", *flags], capture_output=True, text=True, timeout=40)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_what_cannot_be_served_is_one_sentence(toy_store: Path, tmp_path: Path) -> None:
+    store = ["--store", str(toy_store)]
+
+    assert "no model named 'nobody' in the store; it has: plain, toy" in refused_start(*store, "--model", "nobody")
+    assert "no version 7 of 'toy'" in refused_start(*store, "--model", "toy:7")
+    assert "port: Input should be greater than or equal to 1024" in refused_start("--port", "80")
+    assert "model must name each model once, got toy twice" in refused_start(*store, "--model", "toy,toy:1")
+    assert "accelerator cuda was asked for" in refused_start(*store, "--model", "toy", "--accelerator", "cuda")
+
+
+def test_a_damaged_artifact_is_never_served(tmp_path: Path) -> None:
+    artifact = publish_toy(tmp_path)
+    graph = artifact.file("model.onnx")
+    graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+
+    said = refused_start("--store", str(tmp_path), "--model", "toy")
+
+    assert "toy:1: model.onnx is not the file that was published" in said
+
+
+def test_golden_rows_that_differ_are_published_and_refused_when_strict(serve: Serve, tmp_path: Path) -> None:
+    publish_toy(tmp_path / "spoiled", golden_off_by=3)
+
+    server = serve("--model", "toy", store=tmp_path / "spoiled")
+    said = refused_start("--store", str(tmp_path / "spoiled"), "--model", "toy", "--strict", "--port", str(server.port + 1))
+
+    assert httpx.get(f"{server.url}/v1/models/toy").json()["determinism"] == "differs by 3"
+    assert "golden rows differ by up to 3 grey levels" in said
+
+
+def test_a_port_that_is_taken_is_a_sentence(toy_store: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        said = refused_start("--store", str(toy_store), "--model", "toy", "--port", str(taken.getsockname()[1]))
+
+    assert "port" in said
+    assert "in use" in said
+
+
+def test_settings_come_from_flag_then_environment_then_yaml(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "ganserve.yaml"
+    config.write_text(json.dumps({"model": "plain", "max_rows": 5, "max_queued_rows": 50, "workers": 1}))
+    monkeypatch.setenv("GANSERVE_MAX_ROWS", "6")
+    monkeypatch.setenv("GANSERVE_MODEL", "plain")
+
+    server = serve("--config", str(config), "--model", "toy")
+
+    (model,) = httpx.get(f"{server.url}/v1/models").json()["models"]
+    assert (model["name"], model["limits"]["max_rows"], model["limits"]["max_queued_rows"]) == ("toy", 6, 50)
+
+
+def test_an_unknown_setting_is_refused_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "ganserve.yaml"
+    config.write_text("modle: toy\n")
+
+    assert "unknown setting modle" in refused_start("--config", str(config))
+    monkeypatch.setenv("GANSERVE_MODLE", "toy")
+    assert "GANSERVE_MODLE" in refused_start()

@@ -1,0 +1,316 @@
+"""The endpoint against a real server process, asked by a real HTTP client."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from server_process import Server
+from toy import CLASSES, SIZE, Z_DIM
+
+from models.sampling import latents_from_seeds
+from service.__main__ import main
+
+
+def post(server: Server, **fields: object) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/samples", json=fields, timeout=30)
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_one_seed_gives_one_png_with_its_facts_in_the_headers(shared_server: Server) -> None:
+    answer = post(shared_server, seed=42)
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["x-seeds"] == "42"
+    assert len(answer.headers["x-model-digest"]) == 64
+    assert {part.split(";")[0].strip() for part in answer.headers["server-timing"].split(",")} == {
+        "queue",
+        "device",
+        "encode",
+    }
+    assert pixels_of(answer.content).shape == (SIZE, SIZE, 3)
+
+
+def test_96_concurrent_requests_each_get_their_own_image_to_the_last_bit(
+    shared_server: Server, toy_store: Path, tmp_path: Path
+) -> None:
+    seeds = [17 * k for k in range(96)]
+    alone = {seed: post(shared_server, seed=seed).content for seed in seeds}
+    batches_before = shared_server.metric("ganserve_batches_total", model="toy")
+
+    with ThreadPoolExecutor(96) as clients, httpx.Client(limits=httpx.Limits(max_connections=96)) as client:
+        answers = list(
+            clients.map(
+                lambda seed: client.post(f"{shared_server.url}/v1/samples", json={"seed": seed}, timeout=60), seeds
+            )
+        )
+
+    assert [answer.status_code for answer in answers] == [200] * 96
+    assert {seed: answer.content for seed, answer in zip(seeds, answers, strict=True)} == alone
+    assert len(set(alone.values())) == 96
+    assert shared_server.metric("ganserve_batches_total", model="toy") - batches_before < 96  # rows did share runs
+    text = ",".join(map(str, seeds))
+    assert main(["sample", "--store", str(toy_store), "--model", "toy", "--seeds", text, "--out", str(tmp_path)]) == 0
+    for seed in seeds:
+        assert (tmp_path / f"seed{seed:010d}.png").read_bytes() == alone[seed]
+
+
+@pytest.mark.parametrize("fmt", ["png", "jpg", "webp", "npy"])
+def test_every_format_is_the_same_offline(shared_server: Server, toy_store: Path, tmp_path: Path, fmt: str) -> None:
+    answer = post(shared_server, seed=5, format=fmt, class_idx=3, truncation_psi=0.5)
+
+    flags = ["--seeds", "5", "--class-idx", "3", "--truncation-psi", "0.5", "--format", fmt, "--out", str(tmp_path)]
+    assert main(["sample", "--store", str(toy_store), "--model", "toy", *flags]) == 0
+    assert (tmp_path / f"seed0000000005.{fmt}").read_bytes() == answer.content
+
+
+def test_lossless_formats_agree_on_the_pixels(shared_server: Server) -> None:
+    png, webp, npy = (post(shared_server, seed=9, format=fmt).content for fmt in ("png", "webp", "npy"))
+
+    images = np.load(io.BytesIO(npy))
+    assert images.shape == (1, SIZE, SIZE, 3)
+    assert np.array_equal(pixels_of(png), images[0])
+    assert np.array_equal(pixels_of(webp), images[0])
+
+
+def test_seed_and_n_are_the_seeds_that_follow(shared_server: Server) -> None:
+    many = post(shared_server, seed=100, n=40, format="npy")
+    alone = post(shared_server, seed=139, format="npy")
+
+    assert many.headers["x-seeds"] == "100-139"
+    images = np.load(io.BytesIO(many.content))
+    assert images.shape == (40, SIZE, SIZE, 3)
+    assert np.array_equal(images[39:], np.load(io.BytesIO(alone.content)))
+
+
+def test_a_zip_names_each_image_by_its_seed_and_never_changes(shared_server: Server) -> None:
+    first, second = (post(shared_server, seeds=[7, 4_294_967_295]) for _ in range(2))
+
+    assert first.headers["content-type"] == "application/zip"
+    assert first.content == second.content
+    with zipfile.ZipFile(io.BytesIO(first.content)) as archive:
+        assert archive.namelist() == ["seed0000000007.png", "seed4294967295.png"]
+        assert archive.read("seed0000000007.png") == post(shared_server, seed=7).content
+
+
+def test_json_holds_each_image_with_its_seed_and_class(shared_server: Server) -> None:
+    answer = post(shared_server, seeds=[3, 12], container="json", format="webp")
+
+    images = answer.json()["images"]
+    assert [(one["seed"], one["class_idx"], one["media_type"]) for one in images] == [
+        (3, 3, "image/webp"),
+        (12, 2, "image/webp"),
+    ]
+    assert base64.b64decode(images[1]["data"]) == post(shared_server, seed=12, format="webp").content
+
+
+def test_a_seeds_latents_give_the_seeds_image(shared_server: Server) -> None:
+    latents = latents_from_seeds([42, 43], Z_DIM).tolist()
+
+    given = post(shared_server, latents=latents, class_idx=[42 % CLASSES, 43 % CLASSES], format="npy")
+
+    named = post(shared_server, seed=42, n=2, format="npy")
+    assert given.content == named.content
+    assert "x-seeds" not in given.headers
+
+
+def test_each_class_and_psi_gives_another_image(shared_server: Server) -> None:
+    images = {
+        post(shared_server, seed=1, class_idx=class_idx, truncation_psi=psi).content
+        for class_idx in range(CLASSES)
+        for psi in (0.5, 1.0)
+    }
+
+    assert len(images) == 2 * CLASSES
+
+
+def test_an_images_address_redirects_to_the_one_that_never_changes(shared_server: Server) -> None:
+    moving = httpx.get(f"{shared_server.url}/v1/models/toy/42.png?truncation_psi=0.7")
+    fixed = httpx.get(f"{shared_server.url}{moving.headers['location']}")
+
+    assert (moving.status_code, moving.headers["cache-control"]) == (307, "no-cache")
+    assert "toy@" in moving.headers["location"]
+    assert fixed.status_code == 200
+    assert "immutable" in fixed.headers["cache-control"]
+    assert fixed.content == post(shared_server, seed=42, truncation_psi=0.7).content
+
+
+def test_a_known_etag_costs_no_device_work(shared_server: Server) -> None:
+    model = httpx.get(f"{shared_server.url}/v1/models").json()["models"][0]
+    url = shared_server.url + model["image_url"].format(seed=77)
+    etag = httpx.get(url).headers["etag"]
+    made_before = shared_server.metric("ganserve_images_total", model="toy")
+
+    known = httpx.get(url, headers={"If-None-Match": etag})
+    head = httpx.head(url)
+
+    assert (known.status_code, known.content) == (304, b"")
+    assert (head.status_code, head.headers["etag"]) == (200, etag)
+    assert shared_server.metric("ganserve_images_total", model="toy") == made_before
+
+
+def test_a_digest_that_is_not_served_is_a_conflict(shared_server: Server) -> None:
+    answer = httpx.get(f"{shared_server.url}/v1/models/toy@0123456789ab/1.png")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "digest_not_served")
+
+
+def test_a_walk_begins_and_ends_at_the_images_of_its_seeds(shared_server: Server) -> None:
+    answer = httpx.get(f"{shared_server.url}/v1/models/toy/walk?from=3&to=8&frames=12")
+
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/webp")
+    frames = Image.open(io.BytesIO(answer.content))
+    assert frames.n_frames == 12
+    for frame, seed in ((0, 3), (11, 8)):
+        frames.seek(frame)
+        assert np.array_equal(np.asarray(frames.convert("RGB")), pixels_of(post(shared_server, seed=seed).content))
+
+
+def test_a_plain_model_needs_neither_class_nor_psi(shared_server: Server) -> None:
+    answer = post(shared_server, model="plain", seed=1)
+
+    assert answer.status_code == 200
+    assert pixels_of(answer.content).shape == (SIZE, SIZE)
+
+
+REFUSED: list[tuple[dict[str, object], int, str]] = [
+    ({}, 422, "exactly one of seed, seeds and latents must be given"),
+    ({"seed": 1, "seeds": [2]}, 422, "seed and seeds"),
+    ({"seed": 4_294_967_296}, 422, "seed must be less than or equal to 4294967295, got 4294967296"),
+    ({"seed": -1}, 422, "seed must be greater than or equal to 0, got -1"),
+    ({"seed": "7"}, 422, "seed must be a valid integer, got '7'"),
+    ({"seed": True}, 422, "seed must be a valid integer, got True"),
+    ({"seed": 1, "n": 0}, 422, "n must be greater than or equal to 1, got 0"),
+    ({"seed": 4_294_967_295, "n": 2}, 422, "seed + n - 1 must be at most 4294967295"),
+    ({"seeds": [1, 2], "n": 2}, 422, "n must be left out where seeds is given"),
+    ({"seeds": [1, -2]}, 422, "seeds[1] must be greater than or equal to 0, got -2"),
+    ({"seeds": []}, 422, "seeds"),
+    ({"seed": 1, "n": 1025}, 413, "max_rows is 1024 rows a request, got 1025"),
+    ({"seed": 1, "class_idx": 10}, 422, "class_idx must be an integer between 0 and 9, got 10"),
+    ({"seeds": [1, 2], "class_idx": [1, 2, 3]}, 422, "as long as the rows (2), got 3 values"),
+    ({"seed": 1, "truncation_psi": 3.5}, 422, "truncation_psi must be less than or equal to 2, got 3.5"),
+    ({"model": "plain", "seed": 1, "class_idx": 1}, 422, "class_idx must be left out: the model has no classes"),
+    ({"model": "plain", "seed": 1, "truncation_psi": 0.5}, 422, "the model has no truncation, got 0.5"),
+    ({"latents": [[0.0] * (Z_DIM + 1)]}, 422, f"latents must have the shape [n, {Z_DIM}], got [1, {Z_DIM + 1}]"),
+    ({"latents": [[0.0] * Z_DIM, [0.0]]}, 422, "of one length"),
+    ({"latents": [[1e39] + [0.0] * (Z_DIM - 1)]}, 422, "latents must be finite in float32"),
+    ({"seed": 1, "sead": 2}, 422, "sead is not a field of this request, got 2"),
+    ({"seed": 1, "format": "gif"}, 422, "format must be 'png', 'jpg', 'webp' or 'npy', got 'gif'"),
+    ({"seed": 1, "timeout_ms": 10**9}, 422, "timeout_ms must be at most 120000"),
+    ({"model": "nobody", "seed": 1}, 404, "model nobody is not served here; served: toy:1, plain:1"),
+    ({"model": "toy:2", "seed": 1}, 404, "model toy:2 is not served here"),
+    ({"model": "../toy", "seed": 1}, 422, "name must be"),
+]
+
+
+@pytest.mark.parametrize(("fields", "status", "sentence"), REFUSED)
+def test_bad_input_gets_the_status_of_the_table_and_a_sentence(
+    shared_server: Server, fields: dict[str, object], status: int, sentence: str
+) -> None:
+    answer = post(shared_server, **fields)
+
+    assert answer.status_code == status
+    body = answer.json()
+    assert set(body) == {"error", "code", "request_id"}
+    assert sentence in body["error"]
+    assert body["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"\xff\xfe", "application/json", 400),
+        (b'{"seed": ' + b"9" * 4000 + b"}", "application/json", 422),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", 400),
+        (b'{"latents": [[NaN' + b",0" * (Z_DIM - 1) + b"]]}", "application/json", 422),
+        (b"[]", "application/json", 422),
+        (b"seed=1", "application/x-www-form-urlencoded", 415),
+        (b" " * (17 * 2**20), "application/json", 413),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused(
+    shared_server: Server, content: bytes, content_type: str, status: int
+) -> None:
+    answer = httpx.post(
+        f"{shared_server.url}/v1/samples", content=content, headers={"content-type": content_type}, timeout=30
+    )
+
+    assert answer.status_code == status
+    assert answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/samples", 405),
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/models/nobody", 404),
+        ("GET", "/v1/models/toy/x.png", 422),
+        ("GET", "/v1/models/toy/4294967296.png", 422),
+        ("GET", "/v1/models/toy/1.png?psi=1", 422),
+        ("GET", "/v1/models/toy/walk?from=1", 422),
+        ("GET", "/v1/models/toy/walk?from=1&to=2&frames=1", 422),
+    ],
+)
+def test_other_routes_refuse_in_the_same_form(shared_server: Server, method: str, path: str, status: int) -> None:
+    answer = httpx.request(method, shared_server.url + path)
+
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error", "code", "request_id"}
+
+
+def test_an_accept_that_cannot_be_met_is_refused_before_any_work(shared_server: Server) -> None:
+    answer = httpx.post(f"{shared_server.url}/v1/samples", json={"seed": 1}, headers={"accept": "text/html"})
+
+    assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
+
+
+def test_one_bad_request_among_good_ones_fails_alone(shared_server: Server) -> None:
+    bad = {"latents": [[0.0] * (Z_DIM - 1)]}
+    requests = [bad if k == 20 else {"seed": k, "n": 3, "format": "npy"} for k in range(40)]
+
+    with ThreadPoolExecutor(40) as clients:
+        answers = list(clients.map(lambda fields: post(shared_server, **fields), requests))
+
+    assert [answer.status_code for answer in answers] == [422 if k == 20 else 200 for k in range(40)]
+
+
+def test_the_callers_request_id_comes_back_and_is_in_the_log(shared_server: Server) -> None:
+    answer = httpx.post(f"{shared_server.url}/v1/samples", json={"seed": 1}, headers={"x-request-id": "abc-123"})
+
+    assert answer.headers["x-request-id"] == "abc-123"
+    lines = [json.loads(line) for line in shared_server.log.splitlines() if "abc-123" in line]
+    assert [(line["status"], line["model"], line["rows"]) for line in lines] == [(200, "toy", 1)]
+
+
+def test_the_documents_describe_every_route_and_load_from_here(shared_server: Server) -> None:
+    document = httpx.get(f"{shared_server.url}/openapi.json").json()
+    docs = httpx.get(f"{shared_server.url}/docs").text
+
+    assert set(document["paths"]) == {
+        "/v1/samples",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/v1/models/{model}/walk",
+        "/v1/models/{model}/{file}",
+        "/livez",
+        "/readyz",
+        "/startupz",
+        "/metrics",
+    }
+    assert "http://" not in docs
+    assert "https://" not in docs
+    assert httpx.get(f"{shared_server.url}/docs/assets/swagger-ui-bundle.js").status_code == 200
