@@ -73,7 +73,9 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        _rule(self.schema_version == SCHEMA_VERSION, "schema_version", f"{SCHEMA_VERSION}", self.schema_version)
+        _rule(
+            self.schema_version == SCHEMA_VERSION, "schema_version", f"{SCHEMA_VERSION}", self.schema_version
+        )
         check_name(self.name)
         _integer(self.version, "version", 1, MAX_VERSION)
         _integer(self.z_dim, "z_dim", 1, 65_536)
@@ -89,7 +91,9 @@ class Manifest:
             list(self.class_names),
         )
         _rule(self.prior in PRIORS, "prior", f"one of {', '.join(PRIORS)}", self.prior)
-        _rule(self.truncation in TRUNCATIONS, "truncation", f"one of {', '.join(TRUNCATIONS)}", self.truncation)
+        _rule(
+            self.truncation in TRUNCATIONS, "truncation", f"one of {', '.join(TRUNCATIONS)}", self.truncation
+        )
         for file, digest in self.files.items():
             _rule(
                 _NAME.fullmatch(file.lower()) is not None and file != MANIFEST_FILE,
@@ -141,7 +145,9 @@ class Manifest:
         known = {one.name for one in fields(cls)}
         if unknown := sorted(set(facts) - known):
             raise DamagedArtifact(f"the manifest has unknown fields: {', '.join(unknown)}")
-        if missing := sorted({"name", "version", "z_dim", "img_height", "img_width", "img_channels"} - set(facts)):
+        if missing := sorted(
+            {"name", "version", "z_dim", "img_height", "img_width", "img_channels"} - set(facts)
+        ):
             raise DamagedArtifact(f"the manifest lacks the fields: {', '.join(missing)}")
         for key in ("class_names", "metrics"):
             if key in facts:
@@ -165,7 +171,9 @@ def check_name(name: object) -> str:
 
 def canonical_json(value: object) -> bytes:
     """JSON that two programs write alike: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode()
 
 
 def _rule(holds: bool, name: str, rule: str, value: object) -> None:

@@ -9,6 +9,7 @@ Refuses to own: networks, sessions, files.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ def resolve_class_idx(
         return [_check_class(class_idx, num_classes, "class_idx")] * len(seeds)
     if len(class_idx) != len(seeds):
         raise InvalidValue(
-            f"class_idx must be one integer or a list as long as the rows ({len(seeds)}), got {len(class_idx)} values"
+            f"class_idx must be one integer or a list as long as the rows ({len(seeds)}), "
+            f"got {len(class_idx)} values"
         )
     return [_check_class(value, num_classes, f"class_idx[{row}]") for row, value in enumerate(class_idx)]
 
@@ -117,11 +119,15 @@ def resolve_truncation_psi(truncation_psi: float | None, has_truncation: bool) -
     if not 0.0 <= psi <= MAX_TRUNCATION_PSI:  # also refuses NaN
         raise InvalidValue(f"truncation_psi must be between 0 and {MAX_TRUNCATION_PSI:g}, got {show(psi)}")
     if not has_truncation and psi != 1.0:
-        raise InvalidValue(f"truncation_psi must be 1 or left out: the model has no truncation, got {show(psi)}")
+        raise InvalidValue(
+            f"truncation_psi must be 1 or left out: the model has no truncation, got {show(psi)}"
+        )
     return float(psi)
 
 
-def slerp(start: npt.NDArray[np.float32], end: npt.NDArray[np.float32], frames: int) -> npt.NDArray[np.float32]:
+def slerp(
+    start: npt.NDArray[np.float32], end: npt.NDArray[np.float32], frames: int
+) -> npt.NDArray[np.float32]:
     """Return `frames` latents [frames, z_dim] float32 along the great circle from `start` to `end`.
 
     Both ends are returned to the last bit. A straight line would leave the shell on which
@@ -138,9 +144,9 @@ def slerp(start: npt.NDArray[np.float32], end: npt.NDArray[np.float32], frames: 
         path = (1.0 - t) * a + t * b
     else:
         path = (np.sin((1.0 - t) * omega) * a + np.sin(t * omega) * b) / np.sin(omega)
-    path = path.astype(np.float32)  # [frames, z_dim]
-    path[0], path[-1] = start, end
-    return path
+    frames_latents: npt.NDArray[np.float32] = path.astype(np.float32)  # [frames, z_dim]
+    frames_latents[0], frames_latents[-1] = start, end
+    return frames_latents
 
 
 @dataclass(frozen=True)
@@ -156,14 +162,16 @@ class SeedRanges(Sequence[int]):
         for part in text.split(","):
             match = _SEED_RANGE.fullmatch(part.strip())
             if match is None:
-                raise InvalidValue(f'seeds must be ranges such as "0-63,99", got {show(part)} in {show(text)}')
+                raise InvalidValue(
+                    f'seeds must be ranges such as "0-63,99", got {show(part)} in {show(text)}'
+                )
             first = check_seed(int(match[1]), "seeds")
             last = check_seed(int(match[2]), "seeds") if match[2] is not None else first
             if last < first:
                 raise InvalidValue(f"seeds must be ranges from low to high, got {show(part)}")
             ranges.append(range(first, last + 1))
         ordered = sorted(ranges, key=lambda one: one.start)
-        for left, right in zip(ordered, ordered[1:], strict=False):
+        for left, right in itertools.pairwise(ordered):
             if right.start < left.stop:
                 raise InvalidValue(
                     f"seeds must not name an image twice, got {right.start} in two ranges of {show(text)}"

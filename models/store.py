@@ -89,7 +89,9 @@ class Draft:
         assert (manifest.name, manifest.version) == (self.name, self.version)
         names = sorted(file.name for file in self.path.iterdir())
         if missing := [name for name in REQUIRED_FILES if name not in names]:
-            raise InvalidValue(f"an artifact must hold {' and '.join(REQUIRED_FILES)}, missing: {', '.join(missing)}")
+            raise InvalidValue(
+                f"an artifact must hold {' and '.join(REQUIRED_FILES)}, missing: {', '.join(missing)}"
+            )
         manifest = replace(manifest, files={name: sha256_of(self.path / name) for name in names})
         (self.path / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         for file in self.path.iterdir():
@@ -103,7 +105,9 @@ class Draft:
         except OSError:
             if not target.exists():
                 raise
-            raise VersionExists(f"{self.name}:{self.version} is published already; versions are never overwritten") from None
+            raise VersionExists(
+                f"{self.name}:{self.version} is published already; versions are never overwritten"
+            ) from None
         _fsync(target.parent)
         self.published = Artifact(target, manifest)
         return self.published
@@ -119,7 +123,9 @@ class Store:
         """Names that have at least one published version, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted(entry.name for entry in self.root.iterdir() if _is_name(entry.name) and self.versions(entry.name))
+        return sorted(
+            entry.name for entry in self.root.iterdir() if _is_name(entry.name) and self.versions(entry.name)
+        )
 
     def versions(self, name: str) -> list[int]:
         """Published versions of `name`, ascending. Raises InvalidValue for a name that cannot be one."""
@@ -139,7 +145,9 @@ class Store:
         name, version = parse_address(address)
         versions = self.versions(name)
         if not versions:
-            raise UnknownModel(f"no model named {show(name)} in the store; it has: {', '.join(self.names()) or 'none'}")
+            raise UnknownModel(
+                f"no model named {show(name)} in the store; it has: {', '.join(self.names()) or 'none'}"
+            )
         if version is None:
             version = versions[-1]
         elif version not in versions:
@@ -152,14 +160,17 @@ class Store:
         try:
             text = (path / MANIFEST_FILE).read_bytes()
         except OSError as error:
-            raise DamagedArtifact(f"{name}:{version}: {MANIFEST_FILE} cannot be read: {error.strerror}") from None
+            raise DamagedArtifact(
+                f"{name}:{version}: {MANIFEST_FILE} cannot be read: {error.strerror}"
+            ) from None
         try:
             manifest = Manifest.from_json(text)
         except DamagedArtifact as error:
             raise DamagedArtifact(f"{name}:{version}: {error}") from None
         if (manifest.name, manifest.version) != (name, version):
             raise DamagedArtifact(
-                f"{name}:{version}: its manifest is that of {manifest.name}:{manifest.version}; was the folder renamed?"
+                f"{name}:{version}: its manifest is that of {manifest.name}:{manifest.version}; "
+                "was the folder renamed?"
             )
         if missing := [file for file in REQUIRED_FILES if file not in manifest.files]:
             raise DamagedArtifact(f"{name}:{version}: the manifest lists no {' and no '.join(missing)}")

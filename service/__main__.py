@@ -32,21 +32,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from service.settings import add_flags
 
-    parser = argparse.ArgumentParser(prog="ganserve", description="Serve trained generators: a seed names an image.")
+    parser = argparse.ArgumentParser(
+        prog="ganserve", description="Serve trained generators: a seed names an image."
+    )
     parser.add_argument("--version", action="version", version=f"ganserve {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    serve = verbs.add_parser("serve", help="answer requests over HTTP", description="Answer requests over HTTP.")
+    serve = verbs.add_parser(
+        "serve", help="answer requests over HTTP", description="Answer requests over HTTP."
+    )
     add_flags(serve)
     serve.set_defaults(run=_serve)
 
-    sample = verbs.add_parser("sample", help="write images to a folder", description="Write images to a folder.")
+    sample = verbs.add_parser(
+        "sample", help="write images to a folder", description="Write images to a folder."
+    )
     _add_store(sample)
-    sample.add_argument("--model", default="fashion-mnist", metavar="NAME[:V]", help="default: fashion-mnist, highest version")
-    sample.add_argument("--seeds", required=True, metavar="RANGES", help='such as "0-99,200"; a seed names an image')
+    sample.add_argument(
+        "--model", default="fashion-mnist", metavar="NAME[:V]", help="default: fashion-mnist, highest version"
+    )
+    sample.add_argument(
+        "--seeds", required=True, metavar="RANGES", help='such as "0-99,200"; a seed names an image'
+    )
     sample.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
-    sample.add_argument("--class-idx", type=int, metavar="K", help="one class for all; default: seed %% num_classes")
-    sample.add_argument("--truncation-psi", type=float, metavar="PSI", help="1 (default) is off, 0 the average image")
+    sample.add_argument(
+        "--class-idx", type=int, metavar="K", help="one class for all; default: seed %% num_classes"
+    )
+    sample.add_argument(
+        "--truncation-psi", type=float, metavar="PSI", help="1 (default) is off, 0 the average image"
+    )
     sample.add_argument("--format", default="png", choices=["png", "jpg", "webp", "npy"])
     sample.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
     sample.set_defaults(run=_sample)
@@ -58,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", type=Path, default=SHIPPED_STORE, metavar="DIR", help="default: the shipped store")
+    parser.add_argument(
+        "--store", type=Path, default=SHIPPED_STORE, metavar="DIR", help="default: the shipped store"
+    )
 
 
 def _serve(arguments: argparse.Namespace) -> int:

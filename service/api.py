@@ -86,14 +86,20 @@ class CallerLeft(Exception):
 def add_routes(app: FastAPI, serving: Serving) -> None:
     """Give `app` every route of the service."""
     app.title, app.version = "ganserve", __version__
-    app.description = "A seed names an image: the same seed, model digest and parameters give the same pixels."
+    app.description = (
+        "A seed names an image: the same seed, model digest and parameters give the same pixels."
+    )
     # The documents' page and the ones that FastAPI and LitServe bring load scripts from other hosts.
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") == "/openapi.json"]
+    app.router.routes[:] = [
+        route for route in app.router.routes if getattr(route, "path", "") == "/openapi.json"
+    ]
     _add_errors(app)
     routes = _Routes(serving)
     image = "/v1/models/{model}/{file}"
     app.add_api_route("/v1/samples", routes.create_samples, methods=["POST"], **_SAMPLES_DOC)
-    app.add_api_route("/v1/models", routes.list_models, methods=["GET"], **_doc("The models served, the default first"))
+    app.add_api_route(
+        "/v1/models", routes.list_models, methods=["GET"], **_doc("The models served, the default first")
+    )
     app.add_api_route(
         "/v1/models/{model}", routes.describe_model, methods=["GET"], **_doc("One model's facts", 404, 422)
     )
@@ -150,7 +156,9 @@ class _Routes:
         sampler = self._serving.sampler(wanted.model)
         facts_of(request).update(model=sampler.dispatcher.name, rows=wanted.row_count)
         if wanted.row_count > self._serving.settings.max_rows:
-            raise TooLarge(f"max_rows is {self._serving.settings.max_rows} rows a request, got {wanted.row_count}")
+            raise TooLarge(
+                f"max_rows is {self._serving.settings.max_rows} rows a request, got {wanted.row_count}"
+            )
         media_type = _accepted(request, _media_type_of(wanted))
         rows = _rows_of(wanted, sampler)
         async with self._answering(request):
@@ -159,7 +167,9 @@ class _Routes:
                 assert sample.pixels is not None
                 data = encode_npy(sample.pixels)
             else:
-                sample = await sampler.encoded(rows, wanted.format, self._timeout_s(wanted.timeout_ms), "samples")
+                sample = await sampler.encoded(
+                    rows, wanted.format, self._timeout_s(wanted.timeout_ms), "samples"
+                )
                 data = await asyncio.to_thread(_pack, sample, wanted)
         return _answer(request, sampler, data, media_type, sample, rows)
 
@@ -172,7 +182,9 @@ class _Routes:
         rows = Rows.of_seeds(sampler.artifact.manifest, [seed], query.class_idx, query.truncation_psi)
         digest = sampler.artifact.digest[:DIGEST_DIGITS]
         if not at:
-            where = f"/v1/models/{name}@{digest}/{file}" + (f"?{request.url.query}" if request.url.query else "")
+            where = f"/v1/models/{name}@{digest}/{file}" + (
+                f"?{request.url.query}" if request.url.query else ""
+            )
             return RedirectResponse(where, 307, headers={"Cache-Control": "no-cache"})
         if digits != digest:
             raise StaleDigest(f"{name} is served with the digest {digest}, got {show(digits)}")
@@ -211,7 +223,10 @@ class _Routes:
         # Each frame takes the class of the nearer end, so that both ends are the images their seeds name.
         nearer = np.repeat(ends.class_idx, [(query.frames + 1) // 2, query.frames // 2]).tolist()
         rows = Rows.of_latents(
-            manifest, slerp(start, end, query.frames), nearer if manifest.num_classes else None, query.truncation_psi
+            manifest,
+            slerp(start, end, query.frames),
+            nearer if manifest.num_classes else None,
+            query.truncation_psi,
         )
         async with self._answering(request):
             sample = await sampler.pixels(rows, self._timeout_s(None), "walk")
@@ -231,7 +246,9 @@ class _Routes:
         if timeout_ms is None:
             return settings.timeout_ms / 1000
         if timeout_ms > settings.max_timeout_ms:
-            raise InvalidField(f"timeout_ms must be at most {settings.max_timeout_ms}, got {show(timeout_ms)}")
+            raise InvalidField(
+                f"timeout_ms must be at most {settings.max_timeout_ms}, got {show(timeout_ms)}"
+            )
         return timeout_ms / 1000
 
     # -- facts ------------------------------------------------------------------------------------
@@ -246,7 +263,9 @@ class _Routes:
         manifest, settings = sampler.artifact.manifest, self._serving.settings
         workers = sampler.dispatcher.workers
         difference = max((worker.golden_difference for worker in workers), default=None)
-        determinism = None if difference is None else "bit_exact" if difference == 0 else f"differs by {difference}"
+        determinism = (
+            None if difference is None else "bit_exact" if difference == 0 else f"differs by {difference}"
+        )
         return {
             "name": manifest.name,
             "version": manifest.version,
@@ -312,10 +331,9 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
 
 def _rows_of(wanted: SampleRequest, sampler: ModelSampler) -> Rows:
     manifest = sampler.artifact.manifest
-    seeds = wanted.all_seeds
-    if seeds is None:
+    if wanted.latents is not None:
         return Rows.of_latents(manifest, wanted.latents, wanted.class_idx, wanted.truncation_psi)
-    return Rows.of_seeds(manifest, seeds, wanted.class_idx, wanted.truncation_psi)
+    return Rows.of_seeds(manifest, wanted.all_seeds, wanted.class_idx, wanted.truncation_psi)
 
 
 def _parse_image_file(file: str) -> tuple[int, Format]:
@@ -481,10 +499,16 @@ _SAMPLES_DOC: Final = {
     **_doc(
         "Make images from seeds or latents",
         *(400, 404, 406, 413, 415, 422, 429, 500, 503, 504),
-        answers={**_binary("png", "jpg", "webp", "npy", "zip"), "application/json": {"schema": {"type": "object"}}},
+        answers={
+            **_binary("png", "jpg", "webp", "npy", "zip"),
+            "application/json": {"schema": {"type": "object"}},
+        },
     ),
     "openapi_extra": {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": SampleRequest.model_json_schema()}}}
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": SampleRequest.model_json_schema()}},
+        }
     },
 }
 _IMAGE_DOC: Final = {

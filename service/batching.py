@@ -43,7 +43,8 @@ class RowQueue(Generic[T]):
 
     def add(self, request: T, rows: int) -> None:
         """Let `rows` rows of `request` wait. A request waits once at a time."""
-        assert rows > 0 and request not in self._total_rows
+        assert rows > 0
+        assert request not in self._total_rows
         self._ring.append(request)
         self._next_row[request] = 0
         self._total_rows[request] = rows
@@ -61,24 +62,25 @@ class RowQueue(Generic[T]):
 
     def take(self, max_rows: int) -> list[Segment[T]]:
         """Take up to `max_rows` rows: equal shares over the requests that wait, one segment a request."""
-        first_row: dict[T, int] = {}
         room = min(max_rows, self._waiting_rows)
         self._waiting_rows -= room
-        taken: dict[T, int] = {}
+        first_row: dict[T, int] = {}
+        next_row: dict[T, int] = {}
         while room > 0:
             share = max(1, room // len(self._ring))
-            request = self._ring.popleft()
-            start, total = self._next_row[request], self._total_rows[request]
-            rows = min(share, room, total - start)
-            first_row.setdefault(request, start)
-            taken[request] = start + rows
-            room -= rows
-            if start + rows == total:
-                self._forget(request)
-            else:
-                self._next_row[request] = start + rows
-                self._ring.append(request)
-        return [Segment(request, first_row[request], stop) for request, stop in taken.items()]
+            for _ in range(min(len(self._ring), room)):
+                request = self._ring.popleft()
+                start, total = self._next_row[request], self._total_rows[request]
+                stop = min(start + share, total)
+                first_row.setdefault(request, start)
+                next_row[request] = stop
+                room -= stop - start
+                if stop == total:
+                    self._forget(request)
+                else:
+                    self._next_row[request] = stop
+                    self._ring.append(request)
+        return [Segment(request, first_row[request], stop) for request, stop in next_row.items()]
 
     def _forget(self, request: T) -> None:
         del self._next_row[request], self._total_rows[request]

@@ -4,7 +4,7 @@ One SOCK_SEQPACKET Unix socket a worker: a packet is one JSON message, order is 
 death of either side is an end-of-file at the other, at once. The address is abstract (no file
 is left behind) and guarded twice: the peer must run as our user and show the server's token.
 
-    worker -> API   hello    {"token", "model", "worker", "pid", "provider", "runtime", "golden_difference", "digest"}
+    worker -> API   hello    {"token", "model", "worker", "pid", "provider", "runtime", "golden_difference"}
     API -> worker   slots    {"rows", "slots"} + the memory's descriptor
     API -> worker   run      {"run": id, "slot", "rows"}
     worker -> API   done     {"done": id, "device_s", "started": monotonic}   or {"failed": id, "error"}

@@ -172,7 +172,9 @@ class Dispatcher:
             slots = map_slots(fd, self._layout, _SLOTS_PER_WORKER)
         finally:
             os.close(fd)
-        worker = Worker(channel, slots, hello["pid"], hello["provider"], hello["runtime"], hello["golden_difference"])
+        worker = Worker(
+            channel, slots, hello["pid"], hello["provider"], hello["runtime"], hello["golden_difference"]
+        )
         self.workers.append(worker)
         self._was_ready = True
         asyncio.get_running_loop().add_reader(channel.fileno(), self._read, worker)
@@ -205,7 +207,9 @@ class Dispatcher:
 
     def _done(self, worker: Worker, message: dict[str, Any]) -> None:
         batch, slot = worker.running.pop(message["done"])
-        images = worker.slots[slot].images[: batch.rows].copy()  # [rows, H, W, C]; the slot is free after this
+        images = (
+            worker.slots[slot].images[: batch.rows].copy()
+        )  # [rows, H, W, C]; the slot is free after this
         worker.free_slots.append(slot)
         device_s = message["device_s"]
         self._size.measured(batch.rows, device_s)
@@ -252,7 +256,9 @@ class Dispatcher:
             self._replays.extend(batch.apart())
         else:
             for segment in batch.segments:
-                segment.request.deliver(WorkerCrashed(f"workers died {batch.deaths} times while they made these rows"))
+                segment.request.deliver(
+                    WorkerCrashed(f"workers died {batch.deaths} times while they made these rows")
+                )
             return
         self._metrics.replayed_batches.labels(self.name).inc()
 

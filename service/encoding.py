@@ -38,8 +38,21 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "jpg": {"format": "JPEG", "quality": 92, "subsampling": 0},
     "webp": {"format": "WEBP", "lossless": True, "quality": 0, "method": 0},
 }
-_WALK_OPTIONS: Final[dict[str, Any]] = {"format": "WEBP", "lossless": True, "quality": 50, "method": 0, "loop": 0}
-_ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say: bytes must not depend on the clock
+_WALK_OPTIONS: Final[dict[str, Any]] = {
+    "format": "WEBP",
+    "lossless": True,
+    "quality": 50,
+    "method": 0,
+    "loop": 0,
+}
+_ZIP_TIME: Final = (
+    1980,
+    1,
+    1,
+    0,
+    0,
+    0,
+)  # the earliest that a zip can say: bytes must not depend on the clock
 
 ENCODER: Final = f"pillow {PIL.__version__}"
 """Encoder and version: part of the render id, since another encoder writes other bytes."""

@@ -66,7 +66,12 @@ class RequestLog:
         if facts["status"] in (413, 429, 503):
             self._metrics.rejected.labels(facts.get("code", "other")).inc()
         if scope["path"] not in _QUIET_PATHS and logger.isEnabledFor(logging.INFO):
-            line = {"method": scope["method"], "path": scope["path"], **facts, "total_ms": round(seconds * 1000, 2)}
+            line = {
+                "method": scope["method"],
+                "path": scope["path"],
+                **facts,
+                "total_ms": round(seconds * 1000, 2),
+            }
             logger.info("request", extra={"facts": line})
 
 

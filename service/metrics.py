@@ -54,10 +54,14 @@ class Metrics:
         self.cancelled = counter("cancelled_total", "Requests that ended before their images.", "stage")
         self.not_modified = counter("not_modified_total", "Answers 304, without device work.")
         self.worker_restarts = counter("worker_restarts_total", "Workers that ended unasked.", "model")
-        self.worker_busy_seconds = counter("worker_busy_seconds_total", "Device time of all workers.", "model")
+        self.worker_busy_seconds = counter(
+            "worker_busy_seconds_total", "Device time of all workers.", "model"
+        )
         self.replayed_batches = counter("replayed_batches_total", "Microbatches sent again.", "model")
         self.inflight_requests = gauge("inflight_requests", "Requests being answered.")
-        self.model_info = gauge("model_info", "1 for each model served.", "model", "version", "digest", "provider")
+        self.model_info = gauge(
+            "model_info", "1 for each model served.", "model", "version", "digest", "provider"
+        )
         self.states: dict[str, Callable[[], ModelState]] = {}
         registry.register(_StateCollector(self.states))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import InvalidValue, show
+from models.errors import InvalidValue
 from models.manifest import Manifest
 from models.sampling import LatentSampler, check_seed, resolve_class_idx, resolve_truncation_psi
 from service.slots import LATENTS_GIVEN
@@ -65,7 +65,7 @@ class Rows:
         if not np.isfinite(values).all():
             row, column = np.argwhere(~np.isfinite(values))[0]
             raise InvalidValue(
-                f"latents must be finite in float32, got {show(float(values[row, column]))} at [{row}][{column}]"
+                f"latents must be finite in float32, got {float(values[row, column])} at [{row}][{column}]"
             )
         return cls._resolved(manifest, [None] * len(values), values, class_idx, truncation_psi)
 

@@ -60,7 +60,9 @@ class Sample:
 class ModelSampler:
     """Makes the images of one served model."""
 
-    def __init__(self, artifact: Artifact, dispatcher: Dispatcher, encoders: Executor, metrics: Metrics) -> None:
+    def __init__(
+        self, artifact: Artifact, dispatcher: Dispatcher, encoders: Executor, metrics: Metrics
+    ) -> None:
         self.artifact = artifact
         self.dispatcher = dispatcher
         self._encoders = encoders
@@ -101,7 +103,9 @@ class ModelSampler:
         return sample
 
     @asynccontextmanager
-    async def _portions(self, rows: Rows, timeout_s: float, timing: Timing) -> AsyncIterator[AsyncIterator[Portion]]:
+    async def _portions(
+        self, rows: Rows, timeout_s: float, timing: Timing
+    ) -> AsyncIterator[AsyncIterator[Portion]]:
         """Submit `rows` and yield their portions; whatever ends the block, no row of it keeps waiting."""
         ticket = self.dispatcher.submit(rows)
 

@@ -31,14 +31,20 @@ class SampleRequest(_Request):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"seed": 42}, {"seed": 0, "n": 16, "class_idx": 8}, {"seeds": [7, 99], "format": "npy"}]
+            "examples": [
+                {"seed": 42},
+                {"seed": 0, "n": 16, "class_idx": 8},
+                {"seeds": [7, 99], "format": "npy"},
+            ]
         }
     )
 
     model: str | None = Field(None, description="NAME or NAME:VERSION; default: the server's first model")
     seed: Seed | None = Field(None, description="with n: the seeds seed, seed+1, … seed+n-1")
     n: int | None = Field(None, ge=1, description="how many images; default 1")
-    seeds: list[Seed] | None = Field(None, min_length=1, description="one image a seed, instead of seed and n")
+    seeds: list[Seed] | None = Field(
+        None, min_length=1, description="one image a seed, instead of seed and n"
+    )
     latents: list[list[float]] | None = Field(
         None, min_length=1, description="one image a row of z_dim numbers, instead of seeds"
     )
@@ -73,10 +79,8 @@ class SampleRequest(_Request):
         return len(self.seeds) if self.seeds is not None else (self.n or 1)
 
     @property
-    def all_seeds(self) -> list[int] | None:
-        """Every seed, or None where latents are given."""
-        if self.latents is not None:
-            return None
+    def all_seeds(self) -> list[int]:
+        """Every seed; only where no latents are given."""
         if self.seeds is not None:
             return self.seeds
         assert self.seed is not None
@@ -105,7 +109,9 @@ class WalkQuery(_Query):
     end: Seed = Field(alias="to", description="seed of the last frame")
     frames: int = Field(32, ge=2, le=MAX_WALK_FRAMES)
     frame_ms: int = Field(60, ge=10, le=10_000, description="milliseconds a frame")
-    class_idx: int | None = Field(None, description="one class for all frames; default: that of the nearer end")
+    class_idx: int | None = Field(
+        None, description="one class for all frames; default: that of the nearer end"
+    )
     truncation_psi: TruncationPsi | None = None
 
 
@@ -145,7 +151,9 @@ def parse_sample_request(body: bytes) -> SampleRequest:
 
 def _sentences(error: ValidationError) -> str:
     """The first few broken rules, each as field, rule and value."""
-    return "; ".join(list(dict.fromkeys(_sentence(one) for one in error.errors(include_url=False)))[:_MAX_SENTENCES])
+    return "; ".join(
+        list(dict.fromkeys(_sentence(one) for one in error.errors(include_url=False)))[:_MAX_SENTENCES]
+    )
 
 
 def _sentence(error: Any) -> str:

@@ -103,7 +103,9 @@ def _check_port(settings: Settings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise StartError(f"port {settings.port} of {settings.host} cannot be had: {error.strerror}") from None
+            raise StartError(
+                f"port {settings.port} of {settings.host} cannot be had: {error.strerror}"
+            ) from None
 
 
 class GanServer(LitServer):
@@ -126,7 +128,9 @@ class GanServer(LitServer):
             restart_workers=True,
         )
         if not self.devices:
-            raise StartError(f"accelerator {settings.accelerator} was asked for, but no such device is to be seen")
+            raise StartError(
+                f"accelerator {settings.accelerator} was asked for, but no such device is to be seen"
+            )
         self.uvicorn_graceful_timeout = int(settings.drain_delay_s + settings.drain_s + _DRAIN_MARGIN_S)
 
     def _api(self, artifact: Artifact) -> GeneratorAPI:
@@ -172,9 +176,11 @@ class GanServer(LitServer):
         self._api_processes = list(uvicorn_workers.values())
         _Supervisor(self, self._api_processes).start()
 
-    def _perform_graceful_shutdown(self, manager: Any, uvicorn_workers: Any, shutdown_reason: str = "normal") -> None:
+    def _perform_graceful_shutdown(
+        self, manager: Any, uvicorn_workers: Any, shutdown_reason: str = "normal"
+    ) -> None:
         self.draining = True
-        self._listener.close()
+        self.close()
         super()._perform_graceful_shutdown(manager, uvicorn_workers, shutdown_reason)
 
     @asynccontextmanager
@@ -191,6 +197,10 @@ class GanServer(LitServer):
             self.serving.close()
 
     # -- ends --------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the listener for workers: one that still waits there ends."""
+        self._listener.close()
 
     def fail(self, message: str) -> None:
         """End the server with exit status 1 and one sentence."""
@@ -226,7 +236,7 @@ class _NoTransport(MessageTransport):
 
 
 class _Supervisor(threading.Thread):
-    """Watches the processes of a server: starts dead workers again, ends the server without its API process."""
+    """Watches a server's processes: starts dead workers again, ends the server if its API process died."""
 
     def __init__(self, server: GanServer, api_processes: list[Any]) -> None:
         super().__init__(name="supervisor", daemon=True)
@@ -238,8 +248,12 @@ class _Supervisor(threading.Thread):
     def run(self) -> None:
         server = self._server
         while not server.draining and server.failure is None:
-            sentinels = {process.sentinel: process for process in (*self._api_processes, *server.inference_workers)}
-            ended = [sentinels[one] for one in multiprocessing.connection.wait(list(sentinels)) if one in sentinels]
+            sentinels = {
+                process.sentinel: process for process in (*self._api_processes, *server.inference_workers)
+            }
+            ended = [
+                sentinels[one] for one in multiprocessing.connection.wait(list(sentinels)) if one in sentinels
+            ]
             if server.draining:
                 return
             for process in ended:

@@ -103,7 +103,9 @@ class Serving:
 
     def _announce(self) -> None:
         settings = self.settings
-        host = "127.0.0.1" if settings.host == "0.0.0.0" else "[::1]" if settings.host == "::" else settings.host
+        host = (
+            "127.0.0.1" if settings.host == "0.0.0.0" else "[::1]" if settings.host == "::" else settings.host
+        )
         models = ", ".join(f"{one.artifact.address} ({one.artifact.digest[:12]})" for one in self.samplers)
         print(f"ganserve serves {models} at http://{host}:{settings.port}", flush=True)
 
@@ -147,5 +149,3 @@ class Serving:
         for sampler in self.samplers:
             sampler.dispatcher.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
-
-

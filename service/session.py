@@ -32,7 +32,9 @@ class Session:
     accelerator that was asked for is not the one that would run.
     """
 
-    def __init__(self, artifact: Artifact, accelerator: Accelerator = "cpu", threads: int = 1, device_id: int = 0):
+    def __init__(
+        self, artifact: Artifact, accelerator: Accelerator = "cpu", threads: int = 1, device_id: int = 0
+    ):
         self.artifact = artifact
         self.runtime_version = check_runtime(accelerator)
         self._session = _open(artifact, accelerator, threads, device_id)
@@ -65,7 +67,7 @@ class Session:
 
 
 def check_runtime(accelerator: Accelerator) -> str:
-    """Return the version of the one ONNX Runtime installed. Raises StartError for none, both, or the wrong one.
+    """Return the version of the one ONNX Runtime installed. Raises StartError for none, both, the wrong one.
 
     onnxruntime and onnxruntime-gpu write the same folder and whichever was installed last wins in
     silence, so package metadata is asked, not the import.
@@ -129,7 +131,9 @@ def _check_graph(session: Any, artifact: Artifact) -> list[str]:
         _check_tensor(artifact, name, found[name], dtype, tail)
     outputs = {node.name: (node.type, list(node.shape)) for node in session.get_outputs()}
     if set(outputs) != {"images"}:
-        raise DamagedArtifact(f"{artifact.address}: the graph's output must be images, got {', '.join(outputs)}")
+        raise DamagedArtifact(
+            f"{artifact.address}: the graph's output must be images, got {', '.join(outputs)}"
+        )
     _check_tensor(artifact, "images", outputs["images"], "tensor(uint8)", list(artifact.manifest.img_shape))
     return list(wanted)
 
@@ -151,7 +155,8 @@ def _check_tensor(
     static_batch = bool(found_shape) and isinstance(found_shape[0], int)
     # An output's sizes may be symbolic in the file; only a number that contradicts the manifest is wrong.
     contradicts = len(found_shape) != len(wanted_tail) + 1 or any(
-        isinstance(size, int) and size != wanted for size, wanted in zip(found_shape[1:], wanted_tail, strict=False)
+        isinstance(size, int) and size != wanted
+        for size, wanted in zip(found_shape[1:], wanted_tail, strict=False)
     )
     if found_type != wanted_type or static_batch or contradicts:
         raise DamagedArtifact(

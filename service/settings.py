@@ -15,13 +15,8 @@ from typing import Any, Final, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
+from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from models.errors import show
 from models.store import SHIPPED_STORE
@@ -39,32 +34,54 @@ class Settings(BaseSettings):
     )
 
     store: Path = Field(SHIPPED_STORE, description="folder of published artifacts; default: the shipped one")
-    model: str = Field("fashion-mnist", description="what to serve: NAME[:VERSION][,NAME[:VERSION]…]; the first is the default")
+    model: str = Field(
+        "fashion-mnist",
+        description="what to serve: NAME[:VERSION][,NAME[:VERSION]…]; the first is the default",
+    )
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(
         "127.0.0.1", description="address to listen on; 0.0.0.0 for every interface"
     )
     port: int = Field(8000, ge=1024, le=65535, description="port to listen on")
     accelerator: Accelerator = Field("cpu", description="device that runs the generator: cpu or cuda")
     workers: int | None = Field(
-        None, ge=1, le=256, description="worker processes a model; default: CPUs this process may use, 1 a device on cuda"
+        None,
+        ge=1,
+        le=256,
+        description="worker processes a model; default: CPUs this process may use, 1 a device on cuda",
     )
     threads: int = Field(1, ge=1, le=256, description="ONNX Runtime threads a worker")
     max_microbatch: int = Field(16, ge=1, le=1024, description="rows of one device run at most")
     max_microbatch_ms: float = Field(
-        20.0, gt=0, le=10_000, description="device time of one microbatch at most, by what rows were measured to cost"
+        20.0,
+        gt=0,
+        le=10_000,
+        description="device time of one microbatch at most, by what rows were measured to cost",
     )
     max_rows: int = Field(1024, ge=1, le=1_000_000, description="rows of one request at most")
-    max_queued_rows: int = Field(8192, ge=1, description="rows that wait at most, a model; more is refused with 429")
+    max_queued_rows: int = Field(
+        8192, ge=1, description="rows that wait at most, a model; more is refused with 429"
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="bytes of one request body at most")
-    timeout_ms: int = Field(30_000, ge=1, description="deadline of a request that names none, in milliseconds")
+    timeout_ms: int = Field(
+        30_000, ge=1, description="deadline of a request that names none, in milliseconds"
+    )
     max_timeout_ms: int = Field(120_000, ge=1, description="longest deadline that a request may ask for")
-    encode_threads: int | None = Field(None, ge=1, le=256, description="threads that encode images; default: as CPUs")
-    drain_s: float = Field(20.0, ge=0, le=3600, description="after SIGTERM: seconds that accepted requests may take")
+    encode_threads: int | None = Field(
+        None, ge=1, le=256, description="threads that encode images; default: as CPUs"
+    )
+    drain_s: float = Field(
+        20.0, ge=0, le=3600, description="after SIGTERM: seconds that accepted requests may take"
+    )
     drain_delay_s: float = Field(
-        0.0, ge=0, le=600, description="after SIGTERM: seconds in which new requests are still accepted (5 on Kubernetes)"
+        0.0,
+        ge=0,
+        le=600,
+        description="after SIGTERM: seconds in which new requests are still accepted (5 on Kubernetes)",
     )
     strict: bool = Field(False, description="refuse to become ready unless the golden rows are bit-exact")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged to stderr")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="what is logged to stderr"
+    )
 
     @model_validator(mode="after")
     def _timeouts_fit(self) -> Settings:
@@ -90,29 +107,18 @@ class Settings(BaseSettings):
     def encode_pool_threads(self) -> int:
         return self.encode_threads or usable_cpus()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags are the init values; YAML comes in below the environment through `_yaml`."""
-        assert isinstance(init_settings, InitSettingsSource)
-        assert isinstance(env_settings, EnvSettingsSource)
-        yaml_values = init_settings.init_kwargs.pop("_yaml", {})
-        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=yaml_values)
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give `parser` one flag a field of Settings, and `--config`."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings, below flags and environment")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file of settings, below flags and environment"
+    )
     for name, field in Settings.model_fields.items():
         flag = "--" + name.replace("_", "-")
         if field.annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=field.description)
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=None, help=field.description
+            )
         else:
             parser.add_argument(flag, default=None, metavar=name.upper(), help=field.description)
 
@@ -120,9 +126,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def load_settings(arguments: argparse.Namespace) -> Settings:
     """Read settings from parsed flags, environment and YAML. Raises StartError, one sentence a mistake."""
     _refuse_unknown_environment(os.environ)
-    flags = {name: value for name in Settings.model_fields if (value := getattr(arguments, name, None)) is not None}
+    flags = {
+        name: value for name in Settings.model_fields if (value := getattr(arguments, name, None)) is not None
+    }
+    yaml_values = _read_yaml(arguments.config)
+
+    class Configured(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: Source,
+            env_settings: Source,
+            dotenv_settings: Source,
+            file_secret_settings: Source,
+        ) -> tuple[Source, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=yaml_values)
+
     try:
-        return Settings(_yaml=_read_yaml(arguments.config), **flags)
+        return Configured(**flags)
     except ValidationError as error:
         raise StartError("; ".join(_sentence(one) for one in error.errors())) from None
 
@@ -146,10 +168,14 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
 def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     unknown = sorted(
-        name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper().split("__")[0] not in known
+        name
+        for name in environment
+        if name.upper().startswith(ENV_PREFIX) and name.upper().split("__")[0] not in known
     )
     if unknown:
-        raise StartError(f"unknown setting in the environment: {', '.join(unknown)}; see ganserve serve --help")
+        raise StartError(
+            f"unknown setting in the environment: {', '.join(unknown)}; see ganserve serve --help"
+        )
 
 
 def _sentence(error: Any) -> str:

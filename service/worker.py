@@ -75,8 +75,8 @@ class GeneratorAPI(LitAPI):
             self.golden_difference = self.session.golden_difference(_GOLDEN_ROWS_AT_START)
             if settings.strict and self.golden_difference:
                 raise StartError(
-                    f"{artifact.address}: golden rows differ by up to {self.golden_difference} grey levels on "
-                    f"{self.session.provider}, and --strict asks for bit-exact ones"
+                    f"{artifact.address}: golden rows differ by up to {self.golden_difference} grey levels "
+                    f"on {self.session.provider}, and --strict asks for bit-exact ones"
                 )
         except (ContractError, StartError) as error:
             print(f"ganserve: {error}", file=sys.stderr, flush=True)
@@ -101,7 +101,6 @@ class MicrobatchLoop(LitLoop):
                     "provider": session.provider,
                     "runtime": session.runtime_version,
                     "golden_difference": lit_api.golden_difference,
-                    "digest": manifest.digest,
                 }
             )
             answer = link.receive_with_fd()
@@ -127,6 +126,8 @@ def _run(message: dict[str, Any], slot: Slot, session: Session, sampler: LatentS
         slot.images[:rows] = session.run(
             slot.latents[:rows], slot.class_idx[:rows], slot.truncation_psi[:rows]
         )  # [N, H, W, C] uint8
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated classes; these rows fail, not the worker
+    except (
+        Exception
+    ) as error:  # ONNX Runtime raises a dozen unrelated classes; these rows fail, not the worker
         return {"failed": message["run"], "error": f"{type(error).__name__}: {error}"[:500]}
     return {"done": message["run"], "started": started, "device_s": time.monotonic() - started}

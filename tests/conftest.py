@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,13 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish_toy(root, "toy")
     publish_toy(root, "plain", channels=1, conditional=False, truncation=False)
     return root
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where CI is set a skip is a failure, unless the test needs a GPU: CI installs all that tests use."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and item.get_closest_marker("gpu") is None:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+    return report

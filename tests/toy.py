@@ -16,7 +16,9 @@ from models.store import Artifact, Store
 Z_DIM, SIZE, CLASSES = 8, 12, 10
 
 
-def toy_graph(*, channels: int = 3, conditional: bool = True, truncation: bool = True, weights_seed: int = 0) -> bytes:
+def toy_graph(
+    *, channels: int = 3, conditional: bool = True, truncation: bool = True, weights_seed: int = 0
+) -> bytes:
     """images = uint8(128 + 60 tanh(psi * latents @ W + E[class_idx])), as an ONNX file's bytes."""
     random = np.random.RandomState(weights_seed)
     pixels = SIZE * SIZE * channels
@@ -72,7 +74,9 @@ def publish_toy(
     golden_off_by: int = 0,
 ) -> Artifact:
     """Publish a toy generator into the store at `root`; `golden_off_by` spoils its golden rows."""
-    graph = toy_graph(channels=channels, conditional=conditional, truncation=truncation, weights_seed=weights_seed)
+    graph = toy_graph(
+        channels=channels, conditional=conditional, truncation=truncation, weights_seed=weights_seed
+    )
     with Store(root).draft(name) as draft:
         manifest = Manifest(
             name=name,
@@ -108,5 +112,3 @@ def _golden(graph: bytes, manifest: Manifest) -> Golden:
     names = [node.name for node in session.get_inputs()]
     (images,) = session.run(["images"], {name: values[name] for name in names})
     return Golden(seeds=seeds, class_idx=class_idx, truncation_psi=truncation_psi, images=images)
-
-

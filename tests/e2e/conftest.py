@@ -16,7 +16,9 @@ def serve(toy_store: Path, tmp_path: Path) -> Iterator[Serve]:
     """Start servers: `serve("--model", "toy")`. Ready when returned; stopped at the end of the test."""
     servers: list[Server] = []
 
-    def start(*flags: str, store: Path | None = toy_store, ready: bool = True, cwd: Path | None = None) -> Server:
+    def start(
+        *flags: str, store: Path | None = toy_store, ready: bool = True, cwd: Path | None = None
+    ) -> Server:
         server = Server(store, *flags, cwd=cwd, log=tmp_path / f"server{len(servers)}.log")
         servers.append(server)
         return server.wait_until_ready() if ready else server

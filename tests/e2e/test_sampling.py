@@ -53,25 +53,44 @@ def test_96_concurrent_requests_each_get_their_own_image_to_the_last_bit(
     with ThreadPoolExecutor(96) as clients, httpx.Client(limits=httpx.Limits(max_connections=96)) as client:
         answers = list(
             clients.map(
-                lambda seed: client.post(f"{shared_server.url}/v1/samples", json={"seed": seed}, timeout=60), seeds
+                lambda seed: client.post(f"{shared_server.url}/v1/samples", json={"seed": seed}, timeout=60),
+                seeds,
             )
         )
 
     assert [answer.status_code for answer in answers] == [200] * 96
     assert {seed: answer.content for seed, answer in zip(seeds, answers, strict=True)} == alone
     assert len(set(alone.values())) == 96
-    assert shared_server.metric("ganserve_batches_total", model="toy") - batches_before < 96  # rows did share runs
+    assert (
+        shared_server.metric("ganserve_batches_total", model="toy") - batches_before < 96
+    )  # rows did share runs
     text = ",".join(map(str, seeds))
-    assert main(["sample", "--store", str(toy_store), "--model", "toy", "--seeds", text, "--out", str(tmp_path)]) == 0
+    assert (
+        main(["sample", "--store", str(toy_store), "--model", "toy", "--seeds", text, "--out", str(tmp_path)])
+        == 0
+    )
     for seed in seeds:
         assert (tmp_path / f"seed{seed:010d}.png").read_bytes() == alone[seed]
 
 
 @pytest.mark.parametrize("fmt", ["png", "jpg", "webp", "npy"])
-def test_every_format_is_the_same_offline(shared_server: Server, toy_store: Path, tmp_path: Path, fmt: str) -> None:
+def test_every_format_is_the_same_offline(
+    shared_server: Server, toy_store: Path, tmp_path: Path, fmt: str
+) -> None:
     answer = post(shared_server, seed=5, format=fmt, class_idx=3, truncation_psi=0.5)
 
-    flags = ["--seeds", "5", "--class-idx", "3", "--truncation-psi", "0.5", "--format", fmt, "--out", str(tmp_path)]
+    flags = [
+        "--seeds",
+        "5",
+        "--class-idx",
+        "3",
+        "--truncation-psi",
+        "0.5",
+        "--format",
+        fmt,
+        "--out",
+        str(tmp_path),
+    ]
     assert main(["sample", "--store", str(toy_store), "--model", "toy", *flags]) == 0
     assert (tmp_path / f"seed0000000005.{fmt}").read_bytes() == answer.content
 
@@ -175,7 +194,9 @@ def test_a_walk_begins_and_ends_at_the_images_of_its_seeds(shared_server: Server
     assert frames.n_frames == 12
     for frame, seed in ((0, 3), (11, 8)):
         frames.seek(frame)
-        assert np.array_equal(np.asarray(frames.convert("RGB")), pixels_of(post(shared_server, seed=seed).content))
+        assert np.array_equal(
+            np.asarray(frames.convert("RGB")), pixels_of(post(shared_server, seed=seed).content)
+        )
 
 
 def test_a_plain_model_needs_neither_class_nor_psi(shared_server: Server) -> None:
@@ -201,9 +222,17 @@ REFUSED: list[tuple[dict[str, object], int, str]] = [
     ({"seed": 1, "class_idx": 10}, 422, "class_idx must be an integer between 0 and 9, got 10"),
     ({"seeds": [1, 2], "class_idx": [1, 2, 3]}, 422, "as long as the rows (2), got 3 values"),
     ({"seed": 1, "truncation_psi": 3.5}, 422, "truncation_psi must be less than or equal to 2, got 3.5"),
-    ({"model": "plain", "seed": 1, "class_idx": 1}, 422, "class_idx must be left out: the model has no classes"),
+    (
+        {"model": "plain", "seed": 1, "class_idx": 1},
+        422,
+        "class_idx must be left out: the model has no classes",
+    ),
     ({"model": "plain", "seed": 1, "truncation_psi": 0.5}, 422, "the model has no truncation, got 0.5"),
-    ({"latents": [[0.0] * (Z_DIM + 1)]}, 422, f"latents must have the shape [n, {Z_DIM}], got [1, {Z_DIM + 1}]"),
+    (
+        {"latents": [[0.0] * (Z_DIM + 1)]},
+        422,
+        f"latents must have the shape [n, {Z_DIM}], got [1, {Z_DIM + 1}]",
+    ),
     ({"latents": [[0.0] * Z_DIM, [0.0]]}, 422, "of one length"),
     ({"latents": [[1e39] + [0.0] * (Z_DIM - 1)]}, 422, "latents must be finite in float32"),
     ({"seed": 1, "sead": 2}, 422, "sead is not a field of this request, got 2"),
@@ -265,7 +294,9 @@ def test_a_body_that_is_no_request_is_refused(
         ("GET", "/v1/models/toy/walk?from=1&to=2&frames=1", 422),
     ],
 )
-def test_other_routes_refuse_in_the_same_form(shared_server: Server, method: str, path: str, status: int) -> None:
+def test_other_routes_refuse_in_the_same_form(
+    shared_server: Server, method: str, path: str, status: int
+) -> None:
     answer = httpx.request(method, shared_server.url + path)
 
     assert answer.status_code == status
@@ -289,7 +320,9 @@ def test_one_bad_request_among_good_ones_fails_alone(shared_server: Server) -> N
 
 
 def test_the_callers_request_id_comes_back_and_is_in_the_log(shared_server: Server) -> None:
-    answer = httpx.post(f"{shared_server.url}/v1/samples", json={"seed": 1}, headers={"x-request-id": "abc-123"})
+    answer = httpx.post(
+        f"{shared_server.url}/v1/samples", json={"seed": 1}, headers={"x-request-id": "abc-123"}
+    )
 
     assert answer.headers["x-request-id"] == "abc-123"
     lines = [json.loads(line) for line in shared_server.log.splitlines() if "abc-123" in line]
