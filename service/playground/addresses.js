@@ -1,0 +1,54 @@
+/* What images are called: addresses, file names, class names, alternative texts, commands.
+ *
+ * Pure functions of a model (as `/v1/models` describes it), a seed and a view (view.js).
+ * A parameter that has its default is left out, so that one image has one address and one place in a cache.
+ */
+
+export const hasTruncation = (model) => model.truncation !== "none";
+
+/** The parameters of `view` that differ from the model's defaults, named as the API names them. */
+export function parameters(model, view) {
+  const chosen = {};
+  if (model.num_classes > 0 && view.class_idx !== null) chosen.class_idx = view.class_idx;
+  if (hasTruncation(model) && view.truncation_psi !== 1) chosen.truncation_psi = view.truncation_psi;
+  return chosen;
+}
+
+export function imageAddress(model, seed, view) {
+  return withQuery(model.image_url.replace("{seed}", seed), parameters(model, view));
+}
+
+export function walkAddress(model, view, frames) {
+  const ends = { from: view.from, to: view.to, frames };
+  return withQuery(`/v1/models/${model.name}/walk`, { ...ends, ...parameters(model, view) });
+}
+
+export const absolute = (address) => new URL(address, location.href).href;
+
+export const imageFile = (model, seed) => `${model.name}-seed${String(seed).padStart(10, "0")}.png`;
+
+export const curlCommand = (model, seed, view) =>
+  `curl -o ${imageFile(model, seed)} '${absolute(imageAddress(model, seed, view))}'`;
+
+/** The class that names the image of `seed`, or null where the model has none. */
+export function classOf(model, seed, view) {
+  return model.num_classes > 0 ? className(model, view.class_idx ?? seed % model.num_classes) : null;
+}
+
+export const className = (model, class_idx) => model.class_names[class_idx] ?? `class ${class_idx}`;
+
+export function altText(model, seed, view) {
+  const name = classOf(model, seed, view);
+  return `${model.name} seed ${seed}` + (name === null ? "" : `, ${name}`);
+}
+
+/** The width in CSS pixels, at most `room`, at which each image pixel covers a whole number of screen pixels. */
+export function crispWidth(model, room) {
+  const step = model.img_width / window.devicePixelRatio;
+  return step > room ? room : Math.floor(room / step) * step;
+}
+
+function withQuery(path, values) {
+  const query = new URLSearchParams(values).toString();
+  return query ? `${path}?${query}` : path;
+}
