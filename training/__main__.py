@@ -16,7 +16,7 @@ from models.errors import ContractError, DamagedArtifact, InvalidValue, show
 from models.sampling import SeedRanges
 from models.store import Store
 from training.config import TrainConfig
-from training.errors import ExportRefused, MissingExtra, TrainingError
+from training.errors import GraphRefused, MissingExtra, TrainingError
 from training.interrupt import StopRequest
 from training.presets import PRESETS, preset
 from training.run_folder import RunFolder
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = options.verb(options)
     except (ContractError, TrainingError) as error:
-        return _fail(str(error), 1 if isinstance(error, DamagedArtifact | ExportRefused) else 2)
+        return _fail(str(error), 1 if isinstance(error, DamagedArtifact | GraphRefused) else 2)
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA_OF_MODULE:
             raise

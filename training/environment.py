@@ -14,7 +14,7 @@ def environment() -> dict[str, Any]:
     return {
         "device": f"CPU, {cpu_name()}",
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a TorchVersion would not load with weights_only
         "python": platform.python_version(),
     }
 

@@ -3,7 +3,7 @@
     TrainingError
     ├── DataError        a data set is missing, unreadable or not what the run needs
     ├── RunError         a run folder cannot be used, or the run cannot go on
-    ├── ExportRefused    a generator would not serve as it trained; the message says the way out
+    ├── GraphRefused     a graph breaks a promise of serving; the message says the way out
     └── MissingExtra     a verb needs packages that are not installed
 
 A broken config raises `models.errors.InvalidValue`. Each error takes one message, which is the
@@ -23,8 +23,8 @@ class RunError(TrainingError):
     """A run folder cannot be used, or the run cannot go on."""
 
 
-class ExportRefused(TrainingError):
-    """A generator would not serve as it trained. The message says what to change."""
+class GraphRefused(TrainingError):
+    """A graph breaks a promise that serving makes. The message says what to change."""
 
 
 class MissingExtra(TrainingError):

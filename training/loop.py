@@ -65,7 +65,7 @@ def discriminator_phase(
     fake_logits = state.D(fakes, class_idx)  # [N]
     loss = losses.D(real_logits, fake_logits)  # [N]
     state.D_optimizer.zero_grad(set_to_none=True)
-    loss.mean().backward()
+    loss.mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     state.D_optimizer.step()
     return loss.detach(), real_logits.detach().sigmoid(), fake_logits.detach().sigmoid()
 
@@ -79,7 +79,7 @@ def generator_phase(state: TrainState, losses: Losses, class_idx: Tensor | None,
         fake_logits = state.D(state.G(z, class_idx), class_idx)  # [N]
         loss = losses.G(fake_logits)  # [N]
         state.G_optimizer.zero_grad(set_to_none=True)
-        loss.mean().backward()
+        loss.mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     state.G_optimizer.step()
     return loss.detach()
 
@@ -128,7 +128,7 @@ class Trainer:
     def _next_reals(self) -> tuple[Tensor, Tensor | None]:
         rows = torch.from_numpy(self._order.rows(self.state.cur_nimg, self.config.batch_size))
         images = self._images[rows].to(torch.float32) / 127.5 - 1.0  # [N, C, R, R] in [-1, 1]
-        reals = images.contiguous(memory_format=torch.channels_last)  # 11-15 % faster convolutions on a CPU
+        reals = images.contiguous(memory_format=torch.channels_last)
         return reals, None if self._class_idx is None else self._class_idx[rows]
 
     def _latents(self, stream: torch.Generator) -> Tensor:

@@ -6,6 +6,7 @@ fields (`training.config`).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +23,7 @@ def fashion_mnist() -> TrainConfig:
         D_channels=32,
         G_lr=2e-3,
         D_lr=2e-3,
+        adam_beta1=0.0,
     )
 
 
@@ -33,3 +35,14 @@ def preset(name: str) -> TrainConfig:
     if name not in PRESETS:
         raise InvalidValue(f"preset must be one of {', '.join(PRESETS)}, got {show(name)}")
     return PRESETS[name]()
+
+
+def train_command(config: TrainConfig, threads: int) -> str:
+    """Return the command that trains `config` again: its preset, and every field that differs from it."""
+    base = preset(config.preset)
+    words = ["gantrain", "train", "--preset", config.preset, "--run-dir", "RUN_DIR"]
+    words += ["--total-kimg", f"{config.total_kimg:g}", "--seed", str(config.seed), "--threads", str(threads)]
+    for name in config.differences(base):
+        if name not in ("total_kimg", "seed"):
+            words += ["--set", f"{name}={getattr(config, name)}"]
+    return shlex.join(words)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.golden import Render
 from models.sampling import latents_from_seeds, resolve_class_idx
 from training.networks import Generator
 
@@ -55,3 +56,20 @@ def render_seeds(G: Generator, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
         passes.append(servable(z, torch.ones(len(z)), class_idx).numpy())
     G.train(was_training)
     return np.concatenate(passes)
+
+
+def torch_render(G: Generator) -> Render:
+    """Return a function that renders rows of NumPy arrays through `G` in eager torch, in eval mode."""
+    servable = ServableGenerator(G).eval()
+
+    @torch.no_grad()
+    def render(
+        latents: npt.NDArray[np.float32],
+        class_idx: npt.NDArray[np.int64],
+        truncation_psi: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.uint8]:
+        rows = (latents, truncation_psi, class_idx) if G.num_classes else (latents, truncation_psi)
+        images: npt.NDArray[np.uint8] = servable(*(torch.tensor(values) for values in rows)).numpy()
+        return images
+
+    return render

@@ -66,9 +66,9 @@ class Dataset:
     def digest(self) -> str:
         """sha256 (64 hex) over sizes, pixels and labels, as the networks see them."""
         digest = hashlib.sha256(repr((self.images.shape, self.num_classes)).encode())
-        digest.update(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.images).data)
         if self.class_idx is not None:
-            digest.update(self.class_idx.astype("<i8"))
+            digest.update(self.class_idx.astype("<i8").data)
         return digest.hexdigest()
 
     def facts(self) -> dict[str, Any]:

@@ -65,10 +65,9 @@ def _decode(content: bytes, file: str) -> npt.NDArray[np.uint8]:
                 raise DataError(f"{file} must be at most {MAX_SIDE} pixels on each side, it is {image.size}")
             if image.mode in ("1", "L"):
                 return np.asarray(image.convert("L"))[None]
-            if image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image.convert("RGBA"))
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            white = Image.new("RGBA", image.size, "white")
+            flat = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+            return np.asarray(flat).transpose(2, 0, 1)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{file} cannot be read as an image: {error}") from None
 

@@ -1,0 +1,89 @@
+"""What an ONNX file promises before it is run: no random node, no node that trains, a free batch size.
+
+Reads the graph with the `onnx` package; nothing is executed. What only shows when it runs is
+checked in `training.promises`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import onnx
+
+from training.errors import GraphRefused
+
+RANDOM_OPS: Final = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+
+
+def check_graph(model: onnx.ModelProto) -> None:
+    """Raise GraphRefused if `model` has a random node, a node in training mode or a fixed batch size."""
+    nodes = list(_nodes(model))
+    for node in nodes:
+        _check_not_random(node)
+        _check_not_training(node, _constants(model, nodes))
+    for value in (*model.graph.input, *model.graph.output):
+        _check_symbolic_batch(value)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the default ONNX operator set that `model` was written for."""
+    return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node: of the graph, of the functions it calls, of the branches and bodies inside nodes."""
+    pending = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while pending:
+        node = pending.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                pending.extend(graph.node)
+
+
+def _constants(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> dict[str, bool]:
+    """Scalar constants of the graph by name, as truth values: what can switch a node to training."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in nodes:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    tensors[node.output[0]] = attribute.t
+    arrays = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in tensors.items() if not tensor.dims}
+    return {name: bool(array) for name, array in arrays.items()}
+
+
+def _check_not_random(node: onnx.NodeProto) -> None:
+    if node.op_type in RANDOM_OPS:
+        raise GraphRefused(
+            f"the graph must have no random node, {node.name or 'a node'} is {node.op_type}: a seed would "
+            "not name an image. Draw the noise once and register it as a buffer, or take it from the latents"
+        )
+
+
+def _check_not_training(node: onnx.NodeProto, constants: dict[str, bool]) -> None:
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    trains = node.op_type == "BatchNormalization" and (
+        attributes.get("training_mode", 0) or len(node.output) > 1
+    )
+    # The third input of Dropout is its training mode; absent or empty means off.
+    if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
+        trains = constants.get(node.input[2], True)
+    if trains:
+        raise GraphRefused(
+            f"the graph must have no node in training mode, {node.name or 'a node'} ({node.op_type}) is: an "
+            "image would depend on its batch mates. Call .eval() on the module before the export"
+        )
+
+
+def _check_symbolic_batch(value: onnx.ValueInfoProto) -> None:
+    dims = value.type.tensor_type.shape.dim
+    if not dims or not dims[0].dim_param:
+        size = dims[0].dim_value if dims else "missing"
+        raise GraphRefused(
+            f"the batch size of {value.name} must be symbolic, it is {size}: len(z), int() or a fixed size "
+            "in a view makes it static without an error. Use z.shape[0] and -1 in the module's forward"
+        )

@@ -1,0 +1,126 @@
+"""What serving promises of a graph, checked by running it.
+
+The interface the manifest tells of; a row's pixels the same alone, in any batch, in any order and
+each time; at most one grey level away from torch. Each refusal is a sentence with the way out.
+Works on any `Render`, so a test can break one promise at a time. NumPy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from models.golden import Render
+from models.manifest import Manifest
+from models.sampling import latents_from_seeds
+from training.errors import GraphRefused
+from training.graph_session import GraphSession
+
+BATCH_SIZES: Final = (1, 2, 3, 7, 64)
+MAX_DIFFERENCE_LEVELS: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What a graph is asked for."""
+
+    latents: npt.NDArray[np.float32]
+    """[N, z_dim]"""
+    class_idx: npt.NDArray[np.int64]
+    """[N]; not used by an unconditional graph."""
+    truncation_psi: npt.NDArray[np.float32]
+    """[N]; not used by a graph without truncation."""
+
+    @classmethod
+    def sample(cls, manifest: Manifest, count: int = max(BATCH_SIZES)) -> Self:
+        """Seeds 0..count-1, classes and (where there is truncation) psi 1, 0.7 and 0 in turn."""
+        seeds = np.arange(count)
+        psi = np.resize([1.0, 0.7, 0.0] if manifest.has_truncation else [1.0], count)
+        return cls(
+            latents=latents_from_seeds(seeds, manifest.z_dim, manifest.prior),
+            class_idx=seeds % max(manifest.num_classes, 1),
+            truncation_psi=psi.astype(np.float32),
+        )
+
+    def __getitem__(self, index: slice) -> Rows:
+        return Rows(
+            latents=self.latents[index],
+            class_idx=self.class_idx[index],
+            truncation_psi=self.truncation_psi[index],
+        )
+
+    def render(self, render: Render) -> npt.NDArray[np.uint8]:
+        """Return images [N, H, W, C] uint8."""
+        return render(self.latents, self.class_idx, self.truncation_psi)
+
+
+def check_interface(session: GraphSession, manifest: Manifest) -> None:
+    """Raise GraphRefused unless inputs and output are what `manifest` says, with a free batch size."""
+    inputs: dict[str, tuple[str, list[int]]] = {"latents": ("tensor(float)", [manifest.z_dim])}
+    if manifest.num_classes:
+        inputs["class_idx"] = ("tensor(int64)", [])
+    if manifest.has_truncation:
+        inputs["truncation_psi"] = ("tensor(float)", [])
+    _check_values("input", session.inputs, inputs)
+    _check_values("output", session.outputs, {"images": ("tensor(uint8)", list(manifest.img_shape))})
+
+
+def check_rows(render: Render, rows: Rows) -> npt.NDArray[np.uint8]:
+    """Raise GraphRefused unless each row has its pixels in every batch, order and run.
+
+    Returns the pixels [N, H, W, C] uint8 of `rows`. Needs as many rows as the largest of BATCH_SIZES.
+    """
+    whole = rows.render(render)
+    if not np.array_equal(rows.render(render), whole):
+        raise GraphRefused(
+            "two runs on the same rows must give the same pixels, they differ: something in the graph draws "
+            "random numbers. Register noise as a buffer, or take it from the latents"
+        )
+    for size in BATCH_SIZES:
+        for first in range(0, len(whole) - size + 1, size):
+            part = slice(first, first + size)
+            if not np.array_equal(rows[part].render(render), whole[part]):
+                raise GraphRefused(
+                    f"a row's pixels must not depend on its batch mates, rows {first} to {first + size - 1} "
+                    f"change in a batch of {size}. Remove statistics over the batch from the module's forward"
+                )
+    backwards = slice(None, None, -1)
+    if not np.array_equal(rows[backwards].render(render), whole[backwards]):
+        raise GraphRefused(
+            "a row's pixels must not depend on the order of the batch, they change when it is reversed. "
+            "Remove what looks across rows from the module's forward"
+        )
+    return whole
+
+
+def check_difference(images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8]) -> int:
+    """Return the largest difference in grey levels. Raises GraphRefused for more than one level."""
+    levels = int(np.abs(images.astype(np.int16) - reference.astype(np.int16)).max())
+    if levels > MAX_DIFFERENCE_LEVELS:
+        raise GraphRefused(
+            f"the graph must be within {MAX_DIFFERENCE_LEVELS} grey level of torch, it is {levels} away: an "
+            "operator was translated wrongly. Export in fp32, and replace operators until they agree"
+        )
+    return levels
+
+
+def _check_values(
+    kind: str, found: dict[str, tuple[str, list[int | str]]], wanted: dict[str, tuple[str, list[int]]]
+) -> None:
+    if set(found) != set(wanted):
+        raise GraphRefused(
+            f"the graph's {kind}s must be {', '.join(sorted(wanted))}, they are {', '.join(sorted(found))}"
+        )
+    for name, (wanted_type, wanted_sizes) in wanted.items():
+        found_type, found_shape = found[name]
+        batch, sizes = (found_shape[0], found_shape[1:]) if found_shape else (None, [])
+        if found_type != wanted_type or sizes != wanted_sizes:
+            raise GraphRefused(
+                f"the graph's {kind} {name} must be {wanted_type} [N, {wanted_sizes}], "
+                f"it is {found_type} {found_shape}"
+            )
+        if not isinstance(batch, str):
+            raise GraphRefused(f"the batch size of {name} must be symbolic, it is {batch}")
