@@ -46,6 +46,11 @@ class TrainConfig:
 
     objective: Objective = "nonsaturating"
     """The game: see `training.losses`."""
+    r1_gamma: float = 0.0
+    """Weight of R1, the gradient penalty on reals, in D's loss; 0 leaves it out."""
+    r1_interval: int = 8
+    """R1 is computed every so many iterations, and weighs so many times as much then."""
+
     G_lr: float = 4e-4
     """Learning rate of G before `lr_decay_start`."""
     D_lr: float = 4e-4
@@ -78,6 +83,8 @@ class TrainConfig:
             raise InvalidValue(f"objective must be one of {allowed}, got {show(self.objective)}")
         for name in ("z_dim", "class_dim", "G_channels", "D_channels"):
             _between(self, name, 1, 4_096)
+        _between(self, "r1_gamma", 0.0, 1e6)
+        _between(self, "r1_interval", 1, 65_536)
         for name in ("G_lr", "D_lr"):
             _between(self, name, 1e-9, 1.0)
         for name in ("adam_beta1", "adam_beta2"):

@@ -22,10 +22,10 @@ from training.data import DataOrder, Dataset
 from training.ema import update_ema
 from training.errors import RunError
 from training.grid import grid_columns, save_grid
-from training.losses import LOSSES, Losses
+from training.losses import LOSSES, Losses, r1_penalty
 from training.progress import Progress
 from training.run_folder import RunFolder
-from training.schedules import ema_beta, lr_scale
+from training.schedules import ema_beta, lr_scale, r1_weight
 from training.servable import render_seeds
 from training.snapshot import TrainState, load_snapshot, save_snapshot
 from training.streams import generator_at
@@ -52,20 +52,27 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 def discriminator_phase(
-    state: TrainState, losses: Losses, reals: Tensor, class_idx: Tensor | None, z: Tensor
+    state: TrainState,
+    losses: Losses,
+    reals: Tensor,
+    class_idx: Tensor | None,
+    z: Tensor,
+    r1_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Phase 1: D learns real -> 1, fake -> 0, and G is frozen.
 
     reals [N, C, R, R] in [-1, 1]; class_idx [N] of the reals, and asked of the fakes; z [N, z_dim].
-    Returns the loss, D(x) and D(G(z)) as probabilities, each [N], detached.
+    Returns the loss without its penalty, D(x) and D(G(z)) as probabilities, each [N], detached.
     """
     with frozen(state.G), torch.no_grad():
         fakes = state.G(z, class_idx)  # [N, C, R, R]
+    reals.requires_grad_(r1_weight > 0)
     real_logits = state.D(reals, class_idx)  # [N]
     fake_logits = state.D(fakes, class_idx)  # [N]
     loss = losses.D(real_logits, fake_logits)  # [N]
+    penalty = r1_weight / 2 * r1_penalty(real_logits, reals) if r1_weight > 0 else torch.zeros(())
     state.D_optimizer.zero_grad(set_to_none=True)
-    loss.mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    (loss + penalty).mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     state.D_optimizer.step()
     return loss.detach(), real_logits.detach().sigmoid(), fake_logits.detach().sigmoid()
 
@@ -112,7 +119,7 @@ class Trainer:
         reals, class_idx = self._next_reals()
         z = self._latents(generator_at(config.seed, state.cur_nimg, "D"))
         D_loss, real_probability, fake_probability = discriminator_phase(
-            state, self._losses, reals, class_idx, z
+            state, self._losses, reals, class_idx, z, r1_weight(state.cur_nimg, config)
         )
         stream = generator_at(config.seed, state.cur_nimg, "G")
         G_loss = generator_phase(state, self._losses, self._draw_classes(stream), self._latents(stream))

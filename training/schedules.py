@@ -1,4 +1,4 @@
-"""What changes during a run, as pure functions of `cur_nimg`: learning rates and EMA's memory.
+"""What changes during a run, as pure functions of `cur_nimg`: learning rates, R1, EMA's memory.
 
 A resumed run needs no state of theirs. Refuses to own: the optimizers and averages that use them.
 """
@@ -17,6 +17,15 @@ def lr_scale(cur_nimg: int, config: TrainConfig) -> float:
         return 1.0
     t = min((cur_nimg - knee_nimg) / (config.total_nimg - knee_nimg), 1.0)  # 0 at the knee, 1 at the end
     return config.lr_floor + (1 - config.lr_floor) * 0.5 * (1 + math.cos(math.pi * t))
+
+
+def r1_weight(cur_nimg: int, config: TrainConfig) -> float:
+    """The weight of R1 in the iteration at `cur_nimg`: every `r1_interval`-th stands for all, the rest have 0.
+
+    Lazy regularisation: Karras 2019, section 3.1, arXiv:1912.04958.
+    """
+    iteration = cur_nimg // config.batch_size
+    return config.r1_gamma * config.r1_interval if iteration % config.r1_interval == 0 else 0.0
 
 
 def ema_beta(cur_nimg: int, config: TrainConfig) -> float:

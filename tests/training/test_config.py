@@ -1,0 +1,77 @@
+"""A config is checked when it is made, and its errors say field, rule and value."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.errors import InvalidValue
+from training.config import TrainConfig
+from training.presets import PRESETS, preset, train_command
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ({"batch_size": "1"}, "batch_size must be between 2 and 65536, got 1"),
+        ({"batch_size": "many"}, "batch_size must be an integer, got 'many'"),
+        ({"img_resolution": "48"}, "img_resolution must be one of 16, 32, 64, 128, got 48"),
+        ({"objective": "hinge"}, "objective must be one of minimax, nonsaturating, got 'hinge'"),
+        ({"G_lr": "nan"}, "G_lr must be between 1e-09 and 1, got nan"),
+        ({"adam_beta1": "1"}, "adam_beta1 must be between 0 and 0.99999, got 1.0"),
+        ({"total_kimg": "-5"}, "total_kimg must be between 0.001 and 1e+09, got -5.0"),
+        ({"seed": "4294967296"}, "seed must be between 0 and 4294967295, got 4294967296"),
+        ({"lr": "0.1"}, "--set knows no field 'lr'; it knows: "),
+    ],
+)
+def test_a_wrong_value_is_a_sentence(assignment: dict[str, str], sentence: str) -> None:
+    config = preset("fashion-mnist")
+
+    with pytest.raises(InvalidValue) as refusal:
+        config.override(assignment)
+
+    assert str(refusal.value).startswith(sentence)
+
+
+def test_a_config_survives_the_trip_through_json_types() -> None:
+    config = preset("fashion-mnist").override({"seed": "7", "G_lr": "1e-4"})
+
+    copy = TrainConfig.from_dict(config.to_dict())
+
+    assert copy == config
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"preset": "x", "total_kimg": 1, "colour": 2}, "the config has no field 'colour'"),
+        ({"preset": "x"}, "the config lacks the field total_kimg"),
+        ({"preset": "x", "total_kimg": 1, "seed": "0"}, "seed must be an integer, got '0'"),
+        ({"preset": "x", "total_kimg": True}, "total_kimg must be a number, got True"),
+    ],
+)
+def test_a_stored_config_that_is_none_is_refused(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InvalidValue, match=sentence):
+        TrainConfig.from_dict(values)
+
+
+def test_an_unknown_preset_is_refused_by_name() -> None:
+    with pytest.raises(InvalidValue, match="preset must be one of fashion-mnist, got 'cifar'"):
+        preset("cifar")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_names_itself_and_says_what_it_is(name: str) -> None:
+    config = PRESETS[name]()
+
+    assert config.preset == name
+    assert PRESETS[name].__doc__
+
+
+def test_the_command_of_a_config_names_every_field_that_its_preset_does_not_set() -> None:
+    config = preset("fashion-mnist").override({"total_kimg": "1", "seed": "3", "z_dim": "8"})
+
+    command = train_command(config, threads=1)
+
+    assert command == (
+        "gantrain train --preset fashion-mnist --run-dir RUN_DIR --total-kimg 1 --seed 3 --threads 1 --set z_dim=8"
+    )

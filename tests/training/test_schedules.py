@@ -1,0 +1,56 @@
+"""Schedules at 0, at the knee, at the end and beyond it."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.config import TrainConfig
+from training.schedules import ema_beta, lr_scale
+
+CONFIG = TrainConfig(
+    preset="test",
+    total_kimg=100,
+    batch_size=50,
+    lr_decay_start=0.4,
+    lr_floor=0.1,
+    ema_half_life_kimg=2.0,
+    ema_rampup=0.05,
+)
+
+
+@pytest.mark.parametrize(
+    ("cur_nimg", "expected"), [(0, 1.0), (40_000, 1.0), (70_000, 0.55), (100_000, 0.1), (250_000, 0.1)]
+)
+def test_the_learning_rate_is_flat_to_the_knee_then_falls_along_a_cosine(cur_nimg: int, expected: float) -> None:
+    scale = lr_scale(cur_nimg, CONFIG)
+
+    assert scale == pytest.approx(expected)
+
+
+def test_the_learning_rate_never_rises_and_has_no_jump() -> None:
+    scales = [lr_scale(nimg, CONFIG) for nimg in range(0, 110_000, 100)]
+
+    steps = [before - after for before, after in zip(scales, scales[1:], strict=False)]
+    assert min(steps) >= 0
+    assert max(steps) < 0.01
+
+
+def test_a_decay_that_starts_at_the_end_is_no_decay() -> None:
+    config = TrainConfig(preset="test", total_kimg=10, lr_decay_start=1.0)
+
+    scales = {lr_scale(nimg, config) for nimg in (0, 5_000, 10_000)}
+
+    assert scales == {1.0}
+
+
+def test_the_ema_starts_as_a_copy() -> None:
+    beta = ema_beta(0, CONFIG)
+
+    assert beta == 0.0
+
+
+@pytest.mark.parametrize(("cur_nimg", "half_life_nimg"), [(10_000, 500), (40_000, 2_000), (500_000, 2_000)])
+def test_the_ema_half_life_grows_with_the_run_up_to_its_limit(cur_nimg: int, half_life_nimg: int) -> None:
+    beta = ema_beta(cur_nimg, CONFIG)
+
+    assert beta ** (half_life_nimg / CONFIG.batch_size) == pytest.approx(0.5)
