@@ -64,7 +64,10 @@ async def one_client(port: int, number: int, case: Case, until: float, latencies
     while time.monotonic() < until:
         body = json.dumps({"seed": seed, **case.body}).encode()
         seed += case.images_a_request
-        head = f"POST /v1/samples HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        head = (
+            "POST /v1/samples HTTP/1.1\r\nhost: bench\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}"
+        )
         started = time.perf_counter()
         writer.write(head.encode() + b"\r\n\r\n" + body)
         answer = await reader.readuntil(b"\r\n\r\n")

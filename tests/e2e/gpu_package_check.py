@@ -1,4 +1,6 @@
-"""The service on bare `onnxruntime-gpu`, without a GPU. A script for .ci/run: it needs an environment of its own.
+"""The service on bare `onnxruntime-gpu`, without a GPU: a script for .ci/run.
+
+It needs an environment of its own, without onnxruntime.
 
 Run as: PYTHONPATH=tests python tests/e2e/gpu_package_check.py
 """

@@ -1,0 +1,166 @@
+"""README's commands work as printed.
+
+Each block of commands is taken from README.md and run. What is changed is only what a test must
+change: the port, the length of a training run, and which environment's programs `.venv/bin/` names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from server_process import Server, free_port
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+DATA = Path("/usr/share/datasets")
+
+
+def block(language: str, containing: str) -> str:
+    """The one block of README in `language` that contains a text."""
+    (found,) = [text for kind, text in BLOCKS if kind == language and containing in text]
+    return found
+
+
+def here(commands: str) -> str:
+    """The commands with this environment's programs in place of `.venv/bin/`."""
+    return commands.replace(".venv/bin/", f"{shlex.quote(str(Path(sys.executable).parent))}/")
+
+
+def run(commands: str, cwd: Path) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands], cwd=cwd, capture_output=True, text=True, timeout=170
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A server of the shipped generator, as README starts it."""
+    server = Server(None, log=tmp_path_factory.mktemp("readme") / "server.log").wait_until_ready()
+    yield server  # type: ignore[misc]
+    server.stop()
+
+
+def at(server: Server, text: str) -> str:
+    return text.replace("http://127.0.0.1:8000", server.url)
+
+
+def test_the_first_command_serves_from_a_fresh_clone_without_torch(tmp_path: Path) -> None:
+    subprocess.run(["git", "clone", "-q", "--no-local", ROOT, tmp_path / "clone"], check=True)
+    *setup, serve = block("bash", "'.[cpu]'").split(" && ")
+    environment = {**os.environ, "GANSERVE_PORT": str(free_port()), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    subprocess.run(["bash", "-euc", " && ".join(setup)], cwd=tmp_path / "clone", check=True, env=environment)
+    assert subprocess.run(
+        [tmp_path / "clone/.venv/bin/python", "-c", "import torch"], capture_output=True
+    ).returncode
+
+    started = time.monotonic()
+    server = subprocess.Popen(
+        shlex.split(serve), cwd=tmp_path / "clone", env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        url = re.search(r"http://\S+", said)
+        assert url is not None, said
+        image = httpx.post(f"{url[0]}/v1/samples", json={"seed": 42})
+        seconds = time.monotonic() - started
+        page = httpx.get(url[0])
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+    assert (image.status_code, image.headers["content-type"]) == (200, "image/png")
+    assert seconds < 5, f"the first image took {seconds:.1f} s"
+    assert "<title>" in page.text
+
+
+def test_the_curl_commands_save_images(shipped: Server, tmp_path: Path) -> None:
+    for saved in ("sneaker.png", "images.zip", "seed42.png"):
+        run(at(shipped, block("bash", saved)), tmp_path)
+
+    assert Image.open(tmp_path / "sneaker.png").size == (32, 32)
+    assert Image.open(tmp_path / "seed42.png").size == (32, 32)
+    assert (tmp_path / "images.zip").read_bytes()[:2] == b"PK"
+
+
+def test_the_python_example_prints_what_its_comment_says(shipped: Server, tmp_path: Path) -> None:
+    example = block("python", "np.load")
+    said = run(f"{shlex.quote(sys.executable)} - <<'EOF'\n{at(shipped, example)}\nEOF", tmp_path)
+
+    assert said.strip() == example.rpartition("# ")[2].strip()
+
+
+def test_bad_input_gets_the_sentence_that_readme_shows(shipped: Server, tmp_path: Path) -> None:
+    said = run(at(shipped, block("bash", "4294967296")), tmp_path)
+
+    assert '"error":"seed must be less than or equal to 4294967295, got 4294967296"' in said
+    assert "seed must be less than or equal to 4294967295, got 4294967296" in README.split("```json")[1]
+
+
+def test_the_offline_command_writes_the_endpoints_bytes(shipped: Server, tmp_path: Path) -> None:
+    run(here(block("bash", "ganserve sample")), tmp_path)
+
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 100
+    for seed in (0, 42, 99):
+        online = httpx.post(f"{shipped.url}/v1/samples", json={"seed": seed}).content
+        assert (tmp_path / f"samples/seed{seed:010d}.png").read_bytes() == online
+
+
+def test_train_export_verify_and_serve_work_as_printed(tmp_path: Path, free_log: Callable[[], Path]) -> None:
+    if not (DATA / "train-images-idx3-ubyte.gz").exists():
+        pytest.skip("needs the Debian package dataset-fashion-mnist")
+    *commands, serve = block("bash", "gantrain train").strip().splitlines()
+    shortened = re.sub(r"--total-kimg \d+", "--total-kimg 2 --tick-kimg 1", "\n".join(commands))
+    assert shortened != "\n".join(commands)
+
+    run(here(shortened), tmp_path)
+    flags = shlex.split(serve)[2:]
+    server = Server(None, *flags, cwd=tmp_path, log=free_log()).wait_until_ready()
+    try:
+        answer = httpx.post(f"{server.url}/v1/samples", json={"seed": 0, "n": 20, "format": "npy"})
+        (model,) = httpx.get(f"{server.url}/v1/models").json()["models"]
+    finally:
+        server.stop()
+
+    assert (model["name"], model["determinism"], model["num_classes"]) == ("first", "bit_exact", 10)
+    assert answer.content[:6] == b"\x93NUMPY"
+    assert len(answer.content) > 20 * 32 * 32
+
+
+@pytest.fixture
+def free_log(tmp_path: Path) -> Callable[[], Path]:
+    return lambda: tmp_path / "server.log"
+
+
+def test_every_setting_in_the_table_exists_with_its_default() -> None:
+    from service.settings import Settings
+
+    table = README.split("## Settings")[1].split("## ")[0]
+    named = set(re.findall(r"`([a-z_]+)`", table)) - {"name"}
+    numbers = {
+        name: Settings.model_fields[name].default
+        for name in ("max_rows", "max_queued_rows", "max_microbatch", "timeout_ms", "drain_s", "port")
+    }
+
+    assert named <= set(Settings.model_fields)
+    for name, default in numbers.items():
+        assert f"{default:,.0f}" in table or str(default) in table, name
+
+
+def test_the_pictures_are_there() -> None:
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert np.asarray(Image.open(ROOT / picture)).size > 10_000

@@ -1,0 +1,79 @@
+"""Settings: what is read, from where, and how many CPUs there are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from service.errors import StartError
+from service.settings import Settings, _cgroup_cpus, add_flags, load_settings
+
+
+def load(*flags: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return load_settings(parser.parse_args(flags))
+
+
+def test_every_setting_is_a_flag() -> None:
+    values = {
+        "store": "/srv/store", "model": "a,b:2", "host": "::", "port": "9000", "accelerator": "cuda",
+        "workers": "3", "threads": "2", "max_microbatch": "8", "max_microbatch_ms": "5", "max_rows": "7",
+        "max_queued_rows": "70", "max_body_bytes": "2048", "timeout_ms": "10", "max_timeout_ms": "20",
+        "encode_threads": "4", "drain_s": "1", "drain_delay_s": "2", "log_level": "debug",
+    }  # fmt: skip
+
+    settings = load(
+        *(part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value))
+    )
+
+    assert {name: str(getattr(settings, name)).removesuffix(".0") for name in values} == values
+    assert set(values) | {"strict"} == set(Settings.model_fields)
+    assert load("--strict").strict
+    assert settings.model_addresses == ["a", "b:2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--port", "80"), "port: Input should be greater than or equal to 1024, got '80'"),
+        (("--host", "example"), "host: Input should be '127.0.0.1', '0.0.0.0' or '::', got 'example'"),
+        (("--max-rows", "many"), "max_rows: Input should be a valid integer.*got 'many'"),
+        (("--timeout-ms", "200000"), r"timeout_ms must be at most max_timeout_ms \(120000\), got 200000"),
+        (("--config", "/nowhere.yaml"), "config must be a readable file: No such file or directory"),
+    ],
+)
+def test_a_setting_that_breaks_a_rule_is_a_sentence(flags: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(StartError, match=sentence):
+        load(*flags)
+
+
+@pytest.mark.parametrize("text", ["- a list", "port: [", "just text"])
+def test_a_config_that_is_no_mapping_is_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+
+    with pytest.raises(StartError, match="config must be"):
+        load("--config", str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_cgroups_quota_is_read_in_both_of_its_forms(
+    tmp_path: Path, files: dict[str, str], cpus: float | None
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    assert _cgroup_cpus(tmp_path) == cpus
