@@ -40,20 +40,21 @@ export async function readyModels(wanted, say) {
       say("The model is loading…");
     } catch (refusal) {
       if (!refusal.retryAfterS) throw refusal;
-      say(waitingSentence(refusal));
+      say(refusal.status === 503 ? "The model is loading…" : waitingSentence(refusal));
       waitS = refusal.retryAfterS;
     }
     await sleep(waitS);
   }
 }
 
-export const waitingSentence = (refusal) =>
-  refusal.status === 503 ? `The model is loading… (${refusal.message})` : `${refusal.message} Trying again…`;
+export const waitingSentence = (refusal) => `${refusal.message.replace(/\.$/, "")}; trying again…`;
 
 export const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 
 async function refusalOf(response) {
   const body = await response.json().catch(() => ({}));
   const retryAfterS = RETRY_STATUSES.includes(response.status) ? Number(response.headers.get("Retry-After")) || 1 : null;
-  return new Refusal(body.error ?? `The server answered with status ${response.status}.`, { status: response.status, retryAfterS });
+  let sentence = body.error ?? `The server answered with status ${response.status}.`;
+  if (response.status === 500 && body.request_id) sentence += ` (request_id ${body.request_id})`;
+  return new Refusal(sentence, { status: response.status, retryAfterS });
 }

@@ -8,6 +8,8 @@ import { altText, classOf, crispWidth, imageAddress } from "./addresses.js";
 
 const MIN_TILE = 92; // CSS pixels; three tiles fit the narrowest phone
 const MAX_TILE = 176;
+const MAX_PHONE_TILE = 132;
+const PHONE = 600; // CSS pixels, as in style.css
 const UNEVEN_ROW = 48; // CSS pixels of spare room that we take to have the last row full
 
 export class Grid {
@@ -81,8 +83,7 @@ export class Grid {
 
   #layOut() {
     if (!this.model || this.list.clientWidth === 0) return;
-    const gap = this.list.clientWidth < 600 ? 10 : 16;
-    const { columns, size, spread } = bestColumns(this.model, this.seeds.length, this.list.clientWidth, gap);
+    const { columns, size, spread } = bestColumns(this.model, this.seeds.length, this.list.clientWidth);
     this.columns = columns;
     this.list.style.setProperty("--columns", columns);
     this.list.style.setProperty("--tile", `${size}px`);
@@ -154,10 +155,11 @@ function fillTile(tile, model, seed, view) {
 }
 
 /** How many columns of which tile width fill `width` best; what is left over is spread between them. */
-function bestColumns(model, count, width, gap) {
+function bestColumns(model, count, width) {
+  const [gap, largest] = width < PHONE ? [10, MAX_PHONE_TILE] : [16, MAX_TILE];
   let best = null;
   for (let columns = 2; (width + gap) / columns - gap >= MIN_TILE || best === null; columns += 1) {
-    const size = crispWidth(model, Math.min(MAX_TILE, (width + gap) / columns - gap));
+    const size = crispWidth(model, Math.min(largest, (width + gap) / columns - gap));
     const spare = width - columns * size - (columns - 1) * gap;
     const cost = spare + (count % columns === 0 ? 0 : UNEVEN_ROW);
     if (best === null || cost < best.cost) best = { columns, size, cost, spread: gap + spare / (columns - 1) };

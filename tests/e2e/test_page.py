@@ -153,7 +153,7 @@ def test_a_loading_model_is_said_and_waited_for(page: Any) -> None:
 
     page.goto("/")
 
-    expect(status(page)).to_contain_text("The model is loading")
+    expect(status(page)).to_have_text("The model is loading…")
     expect(page.locator(SHOWN)).to_have_count(24)
 
 
@@ -172,9 +172,19 @@ def test_an_image_refused_for_load_is_asked_for_again(page: Any) -> None:
     page.route(re.compile(r"/5\.png"), refuse_twice)
     page.goto("/")
 
-    expect(status(page)).to_contain_text("the queue holds 8192 rows of 8192")
+    expect(status(page)).to_have_text("the queue holds 8192 rows of 8192; trying again…")
     expect(page.locator(SHOWN)).to_have_count(24)
     assert len(refused) == 2
+
+
+def test_an_image_that_cannot_be_made_is_told_in_the_services_sentence(page: Any) -> None:
+    body = {"error": "internal error; the log has this request_id", "request_id": "c0ffee"}
+    page.route(re.compile(r"/5\.png"), lambda route: route.fulfill(status=500, json=body))
+
+    open_page(page, count=23)
+
+    expect(status(page)).to_have_text("internal error; the log has this request_id (request_id c0ffee)")
+    expect(tile(page, 5)).to_have_attribute("data-state", "failed")
 
 
 def test_a_model_replaced_meanwhile_is_shown_anew(page: Any, shared_server: Any) -> None:
