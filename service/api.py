@@ -155,10 +155,7 @@ class _Routes:
         wanted = parse_sample_request(body)
         sampler = self._serving.sampler(wanted.model)
         facts_of(request).update(model=sampler.dispatcher.name, rows=wanted.row_count)
-        if wanted.row_count > self._serving.settings.max_rows:
-            raise TooLarge(
-                f"max_rows is {self._serving.settings.max_rows} rows a request, got {wanted.row_count}"
-            )
+        self._check_size(wanted.row_count)
         media_type = _accepted(request, _media_type_of(wanted))
         rows = _rows_of(wanted, sampler)
         async with self._answering(request):
@@ -188,7 +185,8 @@ class _Routes:
             return RedirectResponse(where, 307, headers={"Cache-Control": "no-cache"})
         if digits != digest:
             raise StaleDigest(f"{name} is served with the digest {digest}, got {show(digits)}")
-        if not self._serving.was_ready:
+        render = sampler.render_id
+        if render is None:
             raise Unavailable(f"model {name} is loading", retry_after_s=1)
 
         media_type = _accepted(request, MEDIA_TYPES[fmt])
@@ -199,7 +197,7 @@ class _Routes:
             truncation_psi=float(rows.truncation_psi[0]),
             fmt=fmt,
         )
-        headers = {"ETag": address.etag(sampler.render_id), "Cache-Control": _IMMUTABLE}
+        headers = {"ETag": address.etag(render), "Cache-Control": _IMMUTABLE}
         if _matches(request.headers.get("if-none-match"), headers["ETag"]):
             self._serving.metrics.not_modified.inc()
             return Response(status_code=304, headers=headers)
@@ -217,6 +215,7 @@ class _Routes:
         manifest = sampler.artifact.manifest
         query = parse_query(WalkQuery, request.query_params)
         facts_of(request).update(model=sampler.dispatcher.name, rows=query.frames)
+        self._check_size(query.frames)
         media_type = _accepted(request, MEDIA_TYPES["webp"])
         ends = Rows.of_seeds(manifest, [query.start, query.end], query.class_idx, query.truncation_psi)
         start, end = latents_from_seeds([query.start, query.end], manifest.z_dim, manifest.prior)
@@ -241,6 +240,11 @@ class _Routes:
             async with _unless_caller_leaves(request):
                 yield
 
+    def _check_size(self, rows: int) -> None:
+        max_rows = self._serving.settings.max_rows
+        if rows > max_rows:
+            raise TooLarge(f"max_rows is {max_rows} rows a request, got {rows}")
+
     def _timeout_s(self, timeout_ms: int | None) -> float:
         settings = self._serving.settings
         if timeout_ms is None:
@@ -261,11 +265,7 @@ class _Routes:
 
     def _describe(self, sampler: ModelSampler) -> dict[str, Any]:
         manifest, settings = sampler.artifact.manifest, self._serving.settings
-        workers = sampler.dispatcher.workers
-        difference = max((worker.golden_difference for worker in workers), default=None)
-        determinism = (
-            None if difference is None else "bit_exact" if difference == 0 else f"differs by {difference}"
-        )
+        device = sampler.dispatcher.device
         return {
             "name": manifest.name,
             "version": manifest.version,
@@ -279,9 +279,9 @@ class _Routes:
             "prior": manifest.prior,
             "truncation": manifest.truncation,
             "licence": manifest.licence,
-            "provider": workers[0].provider if workers else None,
-            "render_id": sampler.render_id or None,
-            "determinism": determinism,
+            "provider": device and device.provider,
+            "render_id": sampler.render_id,
+            "determinism": device and _determinism(device.golden_difference),
             "ready": sampler.dispatcher.ready,
             "limits": {
                 "max_rows": settings.max_rows,
@@ -427,6 +427,10 @@ def _answer(
     return Response(data, media_type=media_type, headers=headers)
 
 
+def _determinism(golden_difference: int) -> str:
+    return "bit_exact" if golden_difference == 0 else f"differs by {golden_difference}"
+
+
 def _add_errors(app: FastAPI) -> None:
     async def domain_error(request: Request, error: Exception) -> Response:
         return _error_response(request, error)
@@ -459,8 +463,6 @@ def _error_response(request: Request, error: Exception) -> Response:
     headers = {}
     if isinstance(error, RetryableError):
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    if isinstance(error, Unavailable):
-        headers["Connection"] = "close"
     facts_of(request)["code"] = code
     return _error_body(request, status, code, str(error), headers)
 

@@ -94,6 +94,17 @@ class Microbatch:
         ]
 
 
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a model's workers said of what they run on; the same for all of them."""
+
+    provider: str
+    """ONNX Runtime's execution provider."""
+    runtime_version: str
+    golden_difference: int
+    """Largest grey-level difference of the golden rows replayed at start; 0 is bit-exact."""
+
+
 @dataclass(eq=False)
 class Worker:
     """The API process's end of one worker."""
@@ -101,9 +112,6 @@ class Worker:
     channel: Channel
     slots: list[Slot]
     pid: int
-    provider: str
-    runtime: str
-    golden_difference: int
     free_slots: list[int] = field(default_factory=lambda: list(range(_SLOTS_PER_WORKER)))
     running: dict[int, tuple[Microbatch, int]] = field(default_factory=dict)
     """run id -> (microbatch, slot)"""
@@ -116,6 +124,7 @@ class Dispatcher:
         self.artifact = artifact
         self.name = artifact.manifest.name
         self.workers: list[Worker] = []
+        self.device: DeviceFacts | None = None  # None until the first worker is ready
         self._layout = SlotLayout.of(artifact.manifest, settings.max_microbatch)
         self._max_queued_rows = settings.max_queued_rows
         self._metrics = metrics
@@ -123,7 +132,6 @@ class Dispatcher:
         self._replays: deque[Microbatch] = deque()
         self._size = MicrobatchSize(settings.max_microbatch, settings.max_microbatch_ms / 1000)
         self._next_run = 0
-        self._was_ready = False
         metrics.states[self.name] = lambda: ModelState(self.queued_rows, len(self.workers))
 
     @property
@@ -139,7 +147,7 @@ class Dispatcher:
 
     def submit(self, rows: Rows) -> Ticket:
         """Accept `rows`, or raise Unavailable (no worker yet) or Overloaded (no room in the queue)."""
-        if not self._was_ready:
+        if self.device is None:
             raise Unavailable(f"model {self.name} is loading", retry_after_s=1)
         if self.queued_rows + len(rows) > self._max_queued_rows:
             raise Overloaded(
@@ -172,14 +180,14 @@ class Dispatcher:
             slots = map_slots(fd, self._layout, _SLOTS_PER_WORKER)
         finally:
             os.close(fd)
-        worker = Worker(
-            channel, slots, hello["pid"], hello["provider"], hello["runtime"], hello["golden_difference"]
-        )
+        worker = Worker(channel, slots, hello["pid"])
         self.workers.append(worker)
-        self._was_ready = True
+        self.device = DeviceFacts(hello["provider"], hello["runtime"], hello["golden_difference"])
         asyncio.get_running_loop().add_reader(channel.fileno(), self._read, worker)
         manifest = self.artifact.manifest
-        self._metrics.model_info.labels(self.name, manifest.version, manifest.digest, worker.provider).set(1)
+        self._metrics.model_info.labels(
+            self.name, manifest.version, manifest.digest, self.device.provider
+        ).set(1)
         self._pump()
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.metrics import Metrics
+from service.serving import Serving
 
 _FACTS = "ganserve.facts"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -32,9 +32,10 @@ def facts_of(request: Request) -> dict[str, Any]:
 class RequestLog:
     """Gives each request an id (the caller's, if it sent a plain one), counts it, logs it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self._app = app
-        self._metrics = metrics
+        self._serving = serving
+        self._metrics = serving.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,7 +49,10 @@ class RequestLog:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 facts["status"] = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if self._serving.draining:  # the next request of this caller belongs elsewhere
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
             await send(message)
 
         self._metrics.inflight_requests.inc()

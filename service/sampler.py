@@ -69,10 +69,10 @@ class ModelSampler:
         self._metrics = metrics
 
     @property
-    def render_id(self) -> str:
-        """The render id of this model's workers; empty until the first is ready."""
-        workers = self.dispatcher.workers
-        return render_id(workers[0].provider, workers[0].runtime) if workers else ""
+    def render_id(self) -> str | None:
+        """The render id of what this model runs on; None until its first worker is ready."""
+        device = self.dispatcher.device
+        return None if device is None else render_id(device.provider, device.runtime_version)
 
     async def pixels(self, rows: Rows, timeout_s: float, source: str) -> Sample:
         """Make the pixels of `rows`. Raises Overloaded, Unavailable, DeadlineExceeded, WorkerCrashed."""

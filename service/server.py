@@ -151,7 +151,7 @@ class GanServer(LitServer):
         add_routes(self.app, self.serving)
 
     def _register_middleware(self) -> None:
-        self.app.add_middleware(RequestLog, metrics=self.serving.metrics)
+        self.app.add_middleware(RequestLog, serving=self.serving)
 
     def _init_manager(self, num_api_servers: int) -> _NoManager:
         """No manager process: the queues and the state it would hold have no users."""

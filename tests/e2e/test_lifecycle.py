@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from server_process import GANSERVE, Server
+from server_process import GANSERVE, Server, free_port
 from toy import publish_toy
 
 Serve = Callable[..., Server]
@@ -279,7 +279,7 @@ def test_golden_rows_that_differ_are_published_and_refused_when_strict(serve: Se
 
     server = serve("--model", "toy", store=tmp_path / "spoiled")
     said = refused_start(
-        "--store", str(tmp_path / "spoiled"), "--model", "toy", "--strict", "--port", str(server.port + 1)
+        "--store", str(tmp_path / "spoiled"), "--model", "toy", "--strict", "--port", str(free_port())
     )
 
     assert httpx.get(f"{server.url}/v1/models/toy").json()["determinism"] == "differs by 3"
