@@ -1,8 +1,10 @@
-/* What images are called: addresses, file names, class names, alternative texts, commands.
+/* What images are called, and at which width they are sharp: addresses, file names, classes, texts, commands.
  *
  * Pure functions of a model (as `/v1/models` describes it), a seed and a view (view.js).
  * A parameter that has its default is left out, so that one image has one address and one place in a cache.
  */
+
+const MAX_PIXELATED = 128;
 
 export const hasTruncation = (model) => model.truncation !== "none";
 
@@ -42,10 +44,13 @@ export function altText(model, seed, view) {
   return `${model.name} seed ${seed}` + (name === null ? "" : `, ${name}`);
 }
 
+/** Whether a model's images are shown as squares of pixels; larger images look better smoothed. */
+export const isPixelated = (model) => model.img_width <= MAX_PIXELATED;
+
 /** The width in CSS pixels, at most `room`, at which each image pixel covers a whole number of screen pixels. */
 export function crispWidth(model, room) {
   const step = model.img_width / window.devicePixelRatio;
-  return step > room ? room : Math.floor(room / step) * step;
+  return step > room || !isPixelated(model) ? room : Math.floor(room / step) * step;
 }
 
 function withQuery(path, values) {

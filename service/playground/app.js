@@ -5,7 +5,7 @@
  * and walk.js own their part of the page.
  */
 
-import { className, hasTruncation, parameters } from "./addresses.js";
+import { className, hasTruncation, isPixelated, parameters } from "./addresses.js";
 import { readyModels, request, sleep, waitingSentence } from "./client.js";
 import { Detail } from "./detail.js";
 import { Grid } from "./grid.js";
@@ -13,7 +13,6 @@ import { COUNTS, MAX_SEED, parseSeed, readView, seedsOf, writeView } from "./vie
 import { Walk } from "./walk.js";
 
 const SLIDER_REST_MS = 120; // a slider that rests this long has its value
-const MAX_PIXELATED = 128; // larger images look better smoothed
 const $ = (id) => document.getElementById(id);
 
 let models = [];
@@ -72,7 +71,7 @@ function changeModel(name) {
 
 function showModel() {
   document.title = `${model.name} · ganserve`;
-  document.body.classList.toggle("pixelated", model.img_width <= MAX_PIXELATED);
+  document.body.classList.toggle("pixelated", isPixelated(model));
   $("model-name").replaceChildren(model.name, element("span", `:${model.version}`));
   $("facts").replaceChildren(...factsOf(model).map(([text, title]) => Object.assign(element("li", text), { title })));
   fillClasses();

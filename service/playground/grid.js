@@ -10,7 +10,7 @@ const MIN_TILE = 92; // CSS pixels; three tiles fit the narrowest phone
 const MAX_TILE = 176;
 const MAX_PHONE_TILE = 132;
 const PHONE = 600; // CSS pixels, as in style.css
-const UNEVEN_ROW = 48; // CSS pixels of spare room that we take to have the last row full
+const UNEVEN_ROW = 96; // CSS pixels of spare room that we take to have the last row full
 
 export class Grid {
   /** `actions`: open(seed), walkEnd("from" | "to", seed), page(-1 | 1), loaded(), failed(address). */
