@@ -8,6 +8,7 @@ generator that fails its checks is exit code 1. torch is imported by the verbs t
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,7 +102,7 @@ def _grid(options: argparse.Namespace) -> int:
     from training.grid import grid_columns, save_grid
 
     seeds = SeedRanges.parse(options.seeds)
-    if options.source.count("/") or Path(options.source).is_dir():
+    if "/" in options.source or Path(options.source).is_dir():  # no model's name has a slash
         from training.servable import render_seeds
         from training.snapshot import load_snapshot
 
@@ -205,16 +206,18 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of 1 or more, got {show(text)}")
+    return int(text)
 
 
 def _positive_float(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:  # also refuses NaN
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {show(text)}")
     return value
 
 

@@ -197,15 +197,24 @@ def train(
         if state.cur_nimg:
             progress.say(f"going on from {state.cur_nimg / 1000:g} kimg")
         while state.cur_nimg < config.total_nimg and not should_stop():
-            averages = TickAverages()
             tick_end_nimg = min((state.cur_nimg // tick_nimg + 1) * tick_nimg, config.total_nimg)
-            while state.cur_nimg < tick_end_nimg and not should_stop():
-                averages.add(trainer.run_iteration())
-                progress.advance(config.batch_size)
-            row = averages.row(state, config.batch_size)
+            row = _run_tick(trainer, tick_end_nimg, progress, should_stop)
             _finish_tick(config, dataset, run, state, row)
             progress.tick(row)
     return state
+
+
+def _run_tick(
+    trainer: Trainer, tick_end_nimg: int, progress: Progress, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Play iterations, at least one, until the tick's end or a stop. Returns the tick's line of metrics."""
+    averages = TickAverages()
+    batch_size = trainer.config.batch_size
+    while True:
+        averages.add(trainer.run_iteration())
+        progress.advance(batch_size)
+        if trainer.state.cur_nimg >= tick_end_nimg or should_stop():
+            return averages.row(trainer.state, batch_size)
 
 
 def _finish_tick(

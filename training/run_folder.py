@@ -42,7 +42,7 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def grid_file(self, cur_nimg: int) -> Path:
-        return self.path / "grids" / f"kimg{cur_nimg / 1000:08.1f}.png"
+        return self.path / "grids" / f"nimg{cur_nimg:010d}.png"
 
     def open(self, config: TrainConfig, data: Mapping[str, Any]) -> None:
         """Write `config.json`, or check that it says the same. Raises RunError naming what differs."""

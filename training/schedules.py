@@ -20,7 +20,7 @@ def lr_scale(cur_nimg: int, config: TrainConfig) -> float:
 
 
 def r1_weight(cur_nimg: int, config: TrainConfig) -> float:
-    """The weight of R1 in the iteration at `cur_nimg`: every `r1_interval`-th stands for all, the rest have 0.
+    """The weight of R1 in the iteration at `cur_nimg`: each `r1_interval`-th stands for all of them.
 
     Lazy regularisation: Karras 2019, section 3.1, arXiv:1912.04958.
     """

@@ -128,8 +128,13 @@ def load_snapshot(path: Path) -> Snapshot:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path.parent} has no {path.name}: nothing was trained there yet") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path} cannot be read as a snapshot: {str(error).splitlines()[0]}") from None
+    except pickle.UnpicklingError:  # torch's own text tells how to load it all the same
+        raise RunError(
+            f"{path} cannot be read as a snapshot: it is damaged, or holds more than tensors and plain values"
+        ) from None
+    except (OSError, RuntimeError, EOFError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RunError(f"{path} cannot be read as a snapshot: {reason}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RunError(f"{path} must be a snapshot of format {FORMAT}")
     return Snapshot(

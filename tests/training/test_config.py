@@ -73,5 +73,6 @@ def test_the_command_of_a_config_names_every_field_that_its_preset_does_not_set(
     command = train_command(config, threads=1)
 
     assert command == (
-        "gantrain train --preset fashion-mnist --run-dir RUN_DIR --total-kimg 1 --seed 3 --threads 1 --set z_dim=8"
+        "gantrain train --preset fashion-mnist --run-dir RUN_DIR "
+        "--total-kimg 1 --seed 3 --threads 1 --set z_dim=8"
     )

@@ -12,6 +12,7 @@ from training.losses import (
     discriminator_loss,
     minimax_generator_loss,
     nonsaturating_generator_loss,
+    r1_penalty,
 )
 
 LOGITS = torch.linspace(-6, 6, 25)
@@ -66,3 +67,14 @@ def test_only_the_nonsaturating_gradient_stays_alive_where_the_discriminator_is_
 
     assert minimax.abs().max() < 1e-8
     assert (nonsaturating < -0.99).all()
+
+
+def test_r1_is_the_squared_length_of_the_gradient_of_each_image() -> None:
+    reals = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    real_logits = (reals.flatten(1) ** 2 * weight).sum(1) / 2  # its gradient is weight * x
+
+    penalty = r1_penalty(real_logits, reals)
+
+    torch.testing.assert_close(penalty, ((weight * reals.flatten(1)) ** 2).sum(1))
+    assert penalty.requires_grad

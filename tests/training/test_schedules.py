@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from training.config import TrainConfig
-from training.schedules import ema_beta, lr_scale
+from training.schedules import ema_beta, lr_scale, r1_weight
 
 CONFIG = TrainConfig(
     preset="test",
@@ -13,6 +15,8 @@ CONFIG = TrainConfig(
     batch_size=50,
     lr_decay_start=0.4,
     lr_floor=0.1,
+    r1_gamma=0.5,
+    r1_interval=4,
     ema_half_life_kimg=2.0,
     ema_rampup=0.05,
 )
@@ -21,7 +25,9 @@ CONFIG = TrainConfig(
 @pytest.mark.parametrize(
     ("cur_nimg", "expected"), [(0, 1.0), (40_000, 1.0), (70_000, 0.55), (100_000, 0.1), (250_000, 0.1)]
 )
-def test_the_learning_rate_is_flat_to_the_knee_then_falls_along_a_cosine(cur_nimg: int, expected: float) -> None:
+def test_the_learning_rate_is_flat_to_the_knee_then_falls_along_a_cosine(
+    cur_nimg: int, expected: float
+) -> None:
     scale = lr_scale(cur_nimg, CONFIG)
 
     assert scale == pytest.approx(expected)
@@ -30,7 +36,7 @@ def test_the_learning_rate_is_flat_to_the_knee_then_falls_along_a_cosine(cur_nim
 def test_the_learning_rate_never_rises_and_has_no_jump() -> None:
     scales = [lr_scale(nimg, CONFIG) for nimg in range(0, 110_000, 100)]
 
-    steps = [before - after for before, after in zip(scales, scales[1:], strict=False)]
+    steps = [before - after for before, after in pairwise(scales)]
     assert min(steps) >= 0
     assert max(steps) < 0.01
 
@@ -54,3 +60,18 @@ def test_the_ema_half_life_grows_with_the_run_up_to_its_limit(cur_nimg: int, hal
     beta = ema_beta(cur_nimg, CONFIG)
 
     assert beta ** (half_life_nimg / CONFIG.batch_size) == pytest.approx(0.5)
+
+
+def test_lazy_r1_weighs_as_much_as_if_it_were_computed_each_time() -> None:
+    weights = [r1_weight(iteration * CONFIG.batch_size, CONFIG) for iteration in range(8)]
+
+    assert weights == [2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]
+    assert sum(weights) / len(weights) == CONFIG.r1_gamma
+
+
+def test_without_gamma_r1_is_never_computed() -> None:
+    config = TrainConfig(preset="test", total_kimg=1, r1_gamma=0.0)
+
+    weights = {r1_weight(nimg, config) for nimg in range(0, 2_000, config.batch_size)}
+
+    assert weights == {0.0}

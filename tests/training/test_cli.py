@@ -1,0 +1,275 @@
+"""`gantrain` at a prompt: the whole thread, signals to a real process, and mistakes as sentences."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy_training import toy_config, toy_dataset
+
+from training.__main__ import main
+from training.loop import train
+from training.run_folder import RunFolder
+from training.snapshot import load_snapshot
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    f"--set={field}"
+    for field in (
+        "img_resolution=16",
+        "z_dim=8",
+        "class_dim=4",
+        "G_channels=8",
+        "D_channels=8",
+        "batch_size=16",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def data_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy data set as a user would bring it."""
+    dataset = toy_dataset()
+    path = tmp_path_factory.mktemp("data") / "halves.zip"
+    labels = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, image in enumerate(dataset.images):
+            file = io.BytesIO()
+            Image.fromarray(image[0]).save(file, format="PNG")
+            archive.writestr(f"{i:04d}.png", file.getvalue())
+            labels.append([f"{i:04d}.png", int(dataset.class_idx[i])])
+        archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    return path
+
+
+def _train_arguments(run_dir: Path, data: Path, total_kimg: float) -> list[str]:
+    return [
+        "train",
+        "--preset=fashion-mnist",
+        f"--run-dir={run_dir}",
+        f"--data={data}",
+        f"--total-kimg={total_kimg}",
+        "--tick-kimg=0.064",
+        "--threads=1",
+        *TINY,
+    ]
+
+
+def _gantrain(*arguments: str, code: str | None = None) -> subprocess.Popen[str]:
+    """Start `gantrain` (or Python `code`) as a process of its own that imports this tree."""
+    command = ["-c", code] if code is not None else ["-m", "training", *arguments]
+    return subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_train_export_verify_and_grid_say_what_came_out(
+    data_zip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, store = tmp_path / "run", tmp_path / "store"
+
+    codes = [
+        main(_train_arguments(run_dir, data_zip, total_kimg=0.128)),
+        main(["export", str(run_dir), "--name", "halves", "--store", str(store)]),
+        main(["verify", "halves:1", "--store", str(store), "--run-dir", str(run_dir)]),
+        main(["grid", str(run_dir), "--seeds", "0-5,9", "--out", str(tmp_path / "run.png")]),
+        main(
+            ["grid", "halves", "--store", str(store), "--seeds", "0-5,9", "--out", str(tmp_path / "art.png")]
+        ),
+    ]
+
+    printed = capsys.readouterr().out
+    assert codes == [0] * 5
+    for sentence in ("data: halves", "config: preset=fashion-mnist", "0.128 kimg", "published halves:1"):
+        assert sentence in printed
+    assert "bit-exact" in printed
+    of_run, of_artifact = (np.asarray(Image.open(tmp_path / name)) for name in ("run.png", "art.png"))
+    assert of_run.shape == (16 * 4, 16 * 2)  # a class a column, the last cell empty
+    assert np.abs(of_run.astype(int) - of_artifact.astype(int)).max() <= 1
+    config = json.loads((run_dir / "config.json").read_text())["config"]
+    assert (config["z_dim"], config["total_kimg"]) == (8, 0.128)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_snapshot_that_exports_and_goes_on(
+    number: signal.Signals, code: int, data_zip: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    arguments = _train_arguments(run.path, data_zip, total_kimg=1_000)
+    process = _gantrain(*arguments)
+    deadline = time.monotonic() + 60
+    while not run.metrics_file.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, errors) == (code, "")
+    stopped_nimg = load_snapshot(run.snapshot_file).cur_nimg
+    assert stopped_nimg > 0
+    assert f"stopped at {stopped_nimg / 1000:g} kimg; the same command goes on from there" in printed
+    assert main(["export", str(run.path), "--name", "halves", "--store", str(tmp_path / "store")]) == 0
+    again = _gantrain(*arguments)
+    try:
+        assert any(f"going on from {stopped_nimg / 1000:g} kimg" in line for line in again.stdout)
+    finally:
+        again.kill()
+        again.communicate()
+
+
+def test_verify_grid_of_an_artifact_and_presets_import_no_torch(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    train(toy_config(total_kimg=0.032), toy_dataset(), run, tick_kimg=1)
+    assert main(["export", str(run.path), "--name", "halves", "--store", str(tmp_path)]) == 0
+    store = ["--store", str(tmp_path)]
+    verbs = [
+        ["verify", "halves", *store],
+        ["grid", "halves", "--out", str(tmp_path / "g.png"), *store],
+        ["presets"],
+    ]
+
+    process = _gantrain(
+        code=(
+            "import sys\n"
+            "from training.__main__ import main\n"
+            f"assert [main(verb) for verb in {verbs!r}] == [0, 0, 0]\n"
+            "sys.exit(', '.join({'torch', 'onnx', 'tqdm'} & set(sys.modules)) or None)"
+        )
+    )
+    _, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("module", "verb", "extra"),
+    [
+        ("torch", ["train", "--preset=fashion-mnist", "--run-dir=run"], "train"),
+        ("torch", ["export", "run", "--name=toy"], "train"),
+        ("onnx", ["export", "run", "--name=toy"], "train"),
+        ("onnxruntime", ["verify", "toy"], "cpu"),
+    ],
+)
+def test_a_missing_package_is_a_sentence_that_names_the_extra(
+    module: str, verb: list[str], extra: str, tmp_path: Path
+) -> None:
+    code = (
+        f"import os, sys\nos.chdir({str(tmp_path)!r})\nsys.modules[{module!r}] = None\n"
+        f"from training.__main__ import main\nsys.exit(main({verb!r}))"
+    )
+
+    process = _gantrain(code=code)
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 2
+    assert errors.startswith(f"gantrain: this needs {module}, which is not installed")
+    assert f"pip install 'ganserve[{extra}]'" in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["train", "--preset=cifar", "--run-dir=r"], 2, "preset must be one of fashion-mnist, got 'cifar'"),
+        (
+            ["train", "--preset=fashion-mnist", "--run-dir=r", "--set", "z_dim"],
+            2,
+            "--set must be field=value, got 'z_dim'",
+        ),
+        (
+            ["train", "--preset=fashion-mnist", "--run-dir=r", "--total-kimg=long"],
+            2,
+            "total_kimg must be a number, got 'long'",
+        ),
+        (
+            ["train", "--preset=fashion-mnist", "--run-dir=r", "--data=nowhere"],
+            2,
+            "--data must name a folder or a zip file, got 'nowhere'",
+        ),
+        (["export", "nowhere", "--name=toy"], 2, "nowhere has no snapshot.pt: nothing was trained there yet"),
+        (["verify", "toy"], 2, "no model named 'toy' in the store; it has: none"),
+        (["verify", "toy:x"], 2, "version must be an integer between 1 and 999999999, got 'x'"),
+        (
+            ["grid", "toy", "--seeds=9-1", "--out=g.png"],
+            2,
+            "seeds must be ranges from low to high, got '9-1'",
+        ),
+        (["grid", "./nowhere", "--out=g.png"], 2, "nowhere has no snapshot.pt"),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_stderr(
+    arguments: list[str],
+    code: int,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    returned = main(arguments)
+
+    errors = capsys.readouterr().err
+    assert returned == code
+    assert errors.startswith(f"gantrain: {sentence}")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--threads=0", "must be an integer of 1 or more, got '0'"),
+        ("--threads=two", "must be an integer of 1 or more, got 'two'"),
+        ("--tick-kimg=0", "must be a number above 0, got '0'"),
+        ("--tick-kimg=nan", "must be a number above 0, got 'nan'"),
+    ],
+)
+def test_a_flag_that_cannot_be_names_its_rule(
+    flag: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--preset=fashion-mnist", "--run-dir=r", flag])
+
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_damaged_artifact_fails_verify_with_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    train(toy_config(total_kimg=0.032), toy_dataset(), run, tick_kimg=1)
+    assert main(["export", str(run.path), "--name", "halves", "--store", str(tmp_path)]) == 0
+    with (tmp_path / "halves" / "1" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+
+    code = main(["verify", "halves", "--store", str(tmp_path)])
+
+    assert code == 1
+    assert "model.onnx is not the file that was published" in capsys.readouterr().err
+
+
+def test_a_changed_setting_in_the_same_run_folder_is_refused_by_name(
+    data_zip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = _train_arguments(tmp_path, data_zip, total_kimg=0.032)
+    assert main(arguments) == 0
+
+    code = main([*arguments, "--set=G_lr=0.1"])
+
+    assert code == 2
+    assert "G_lr was 0.002 and is now 0.1" in capsys.readouterr().err

@@ -1,0 +1,226 @@
+"""The alternating game: who moves in which phase, and that it learns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_training import toy_config, toy_dataset
+
+from training.data import Dataset
+from training.errors import RunError
+from training.loop import Trainer, discriminator_phase, frozen, generator_phase, train
+from training.losses import LOSSES
+from training.run_folder import RunFolder
+from training.servable import torch_render
+from training.snapshot import TrainState, load_snapshot
+from training.streams import generator_at
+
+LOSS = LOSSES["nonsaturating"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _state() -> TrainState:
+    """A pair in which G has taken one step, so that it holds gradients and optimizer state."""
+    state = TrainState.fresh(toy_config(), toy_dataset().shape)
+    generator_phase(state, LOSS, _classes(), torch.randn(16, 8))
+    return state
+
+
+def _classes() -> torch.Tensor:
+    return torch.arange(16) % 2
+
+
+def _bits(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter, buffer and gradient, copied."""
+    bits = {name: value.clone() for name, value in network.state_dict().items()}
+    grads = {name: parameter.grad for name, parameter in network.named_parameters()}
+    return bits | {f"{name}.grad": grad.clone() for name, grad in grads.items() if grad is not None}
+
+
+def _changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    same = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
+    return (before.keys() | after.keys()) - same
+
+
+@pytest.mark.parametrize("r1_weight", [0.0, 2.0])
+def test_phase_1_leaves_every_bit_of_the_generator_and_moves_the_discriminator(r1_weight: float) -> None:
+    state = _state()
+    G_before, D_before = _bits(state.G), _bits(state.D)
+
+    discriminator_phase(
+        state, LOSS, torch.randn(16, 1, 16, 16), _classes(), torch.randn(16, 8), r1_weight=r1_weight
+    )
+
+    assert _changed(G_before, _bits(state.G)) == set()
+    assert {name for name, _ in state.D.named_parameters()} <= _changed(D_before, _bits(state.D))
+
+
+def test_phase_2_leaves_every_bit_of_the_discriminator_and_moves_the_generator() -> None:
+    state = _state()
+    discriminator_phase(state, LOSS, torch.randn(16, 1, 16, 16), _classes(), torch.randn(16, 8))
+    G_before, D_before = _bits(state.G), _bits(state.D)
+
+    generator_phase(state, LOSS, _classes(), torch.randn(16, 8))
+
+    assert _changed(D_before, _bits(state.D)) == set()
+    moved = _changed(G_before, _bits(state.G))
+    assert {name for name, _ in state.G.named_parameters()} <= moved
+    assert {name for name, _ in state.G.named_buffers()} <= moved
+
+
+def test_a_frozen_network_normalises_as_in_training_and_thaws_as_it_was() -> None:
+    norm = nn.BatchNorm2d(2)
+    images = torch.randn(8, 2, 4, 4) * 5 + 3
+
+    with frozen(norm):
+        normalised = norm(images)
+
+    assert normalised.mean().abs() < 1e-5
+    assert norm.running_mean.tolist() == [0.0, 0.0]
+    assert all(parameter.requires_grad for parameter in norm.parameters())
+    assert norm.track_running_stats
+
+
+def test_the_two_phases_and_every_iteration_draw_fresh_latents() -> None:
+    draws = [
+        torch.randn(4, generator=generator_at(0, cur_nimg, phase)).tolist()
+        for cur_nimg in (0, 16, 32)
+        for phase in ("D", "G")
+    ]
+
+    assert len({tuple(draw) for draw in draws}) == len(draws)
+    assert torch.randn(4, generator=generator_at(0, 16, "G")).tolist() == draws[3]
+
+
+def test_an_iteration_draws_nothing_from_the_global_generator() -> None:
+    config, dataset = toy_config(), toy_dataset()
+    trainer = Trainer(config, dataset, TrainState.fresh(config, dataset.shape))
+    before = torch.get_rng_state()
+
+    trainer.run_iteration()
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert trainer.state.cur_nimg == config.batch_size
+
+
+def _halves(G: Callable[..., np.ndarray], z_dim: int) -> np.ndarray:
+    """Mean level [class, half] and its spread over 64 latents, for both classes."""
+    latents = np.random.RandomState(1).randn(128, z_dim).astype(np.float32)
+    class_idx = np.arange(128) % 2
+    images = G(latents, class_idx, np.ones(128, dtype=np.float32)).astype(float)[..., 0]
+    halves = images.reshape(128, 16, 2, 8).mean(axis=(1, 3))  # [N, half]
+    return np.stack([halves[class_idx == one].mean(axis=0) for one in (0, 1)])
+
+
+def test_a_few_kimg_teach_the_generator_where_each_class_has_its_light(tmp_path: Path) -> None:
+    config = toy_config(total_kimg=6, G_lr=2e-3, D_lr=2e-3, adam_beta1=0.0)
+    dataset, run = toy_dataset(), RunFolder(tmp_path)
+    untrained = _halves(torch_render(TrainState.fresh(config, dataset.shape).G_ema), config.z_dim)
+
+    state = train(config, dataset, run, tick_kimg=1)
+
+    trained = _halves(torch_render(state.G_ema), config.z_dim)
+    contrast = trained.diagonal() - trained[::-1].diagonal()  # bright half less dark half, per class
+    assert (untrained.diagonal() - untrained[::-1].diagonal() < 40).all()
+    assert (contrast > 100).all()
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    probabilities = [(row["D_real_probability"], row["D_fake_probability"]) for row in rows]
+    gaps = [real - fake for real, fake in probabilities]
+    assert max(gaps) > 0.15  # D learned to tell them apart
+    assert gaps[-1] < max(gaps)  # and G to fool it again
+
+
+def test_a_tick_leaves_metrics_a_grid_and_a_snapshot(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+
+    train(toy_config(total_kimg=0.128), toy_dataset(), run, tick_kimg=0.064)
+
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert [row["cur_nimg"] for row in rows] == [64, 128]
+    assert set(rows[0]) == {
+        "cur_nimg",
+        "D_loss",
+        "G_loss",
+        "D_real_probability",
+        "D_fake_probability",
+        "images_per_s",
+        "train_s",
+    }
+    assert all(0 < row["D_real_probability"] < 1 and row["images_per_s"] > 0 for row in rows)
+    grids = sorted(path.name for path in (tmp_path / "grids").iterdir())
+    assert grids == ["nimg0000000064.png", "nimg0000000128.png"]
+    assert load_snapshot(run.snapshot_file).cur_nimg == 128
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_stopped_run_goes_on_where_it_was_and_ends_as_an_uninterrupted_one(
+    labelled: bool, tmp_path: Path
+) -> None:
+    config, dataset = toy_config(total_kimg=0.16), toy_dataset(labelled=labelled)
+    answers = iter([False] * 6 + [True] * 9)
+    whole = train(config, dataset, RunFolder(tmp_path / "whole"), tick_kimg=1)
+
+    first = train(
+        config, dataset, RunFolder(tmp_path / "parts"), tick_kimg=1, should_stop=lambda: next(answers)
+    )
+    second = train(config, dataset, RunFolder(tmp_path / "parts"), tick_kimg=1)
+
+    assert 0 < first.cur_nimg < second.cur_nimg == whole.cur_nimg
+    assert _changed(_bits(whole.G_ema), _bits(second.G_ema)) == set()
+    assert _changed(whole.D.state_dict(), second.D.state_dict()) == set()
+    assert second.train_s > first.train_s
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    config, run = toy_config(total_kimg=0.032), RunFolder(tmp_path)
+    train(config, toy_dataset(), run, tick_kimg=1)
+    before = run.snapshot_file.read_bytes()
+
+    state = train(config, toy_dataset(), run, tick_kimg=1)
+
+    assert state.cur_nimg == 32
+    assert run.snapshot_file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("config", "dataset", "sentence"),
+    [
+        (toy_config(z_dim=4, seed=2), toy_dataset(), "seed was 0 and is now 2; z_dim was 8 and is now 4"),
+        (toy_config(), toy_dataset(num_images=64), "the data set was"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused_naming_what_changed(
+    config: object, dataset: Dataset, sentence: str, tmp_path: Path
+) -> None:
+    train(toy_config(total_kimg=0.128), toy_dataset(), RunFolder(tmp_path), tick_kimg=1)
+
+    with pytest.raises(RunError, match=sentence):
+        train(config, dataset, RunFolder(tmp_path), tick_kimg=1)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_snapshot_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = toy_config(total_kimg=0.128), RunFolder(tmp_path)
+    answers = iter([False] * 5 + [True] * 9)
+    train(config, toy_dataset(), run, tick_kimg=1, should_stop=lambda: next(answers))
+    before = run.snapshot_file.read_bytes()
+    monkeypatch.setattr("training.loop.lr_scale", lambda cur_nimg, config: float("nan"))
+
+    with pytest.raises(RunError, match=r"not finite at .* kimg; the snapshot before is kept"):
+        train(config, toy_dataset(), run, tick_kimg=1)
+
+    assert run.snapshot_file.read_bytes() == before
