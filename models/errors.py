@@ -7,7 +7,7 @@
     └── VersionExists     a published version is never overwritten
 
 Each takes one message, so that it survives a trip between processes. What status a caller
-over HTTP sees is decided in `service.api`, nowhere deeper.
+over HTTP sees is decided in `service.http_errors`, nowhere deeper.
 """
 
 

@@ -15,7 +15,7 @@
 
     StartError            the server cannot start; one sentence for the operator
 
-Which HTTP status each becomes is one table in `service.api`. Each takes its message first.
+Which HTTP status each becomes is one table in `service.http_errors`. Each takes its message first.
 """
 
 

@@ -8,24 +8,21 @@ the path of a request is replaced here, each by an override whose fact a test pi
     its routes and GZip        ours (`api`): /, /health and /info are behind its key, GZip costs 90 ms an npy
     its manager process        none: rows and pixels go over `channel` and `slots`
     waiting for a worker       the port opens at once and says 503 until a worker is ready
-    its monitor (every 2 s)    `_Supervisor`: wakes when a process ends
+    its monitor (every 2 s)    `supervisor`: wakes when a process ends
     its shutdown               the API process drains first, then workers end with their connection
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
@@ -37,19 +34,16 @@ from litserve.transport.base import MessageTransport
 from models.store import Artifact, Store
 from service import channel, log
 from service.api import add_routes
+from service.drain import drain_on_sigterm, end_with_parent
 from service.errors import StartError
 from service.http_log import RequestLog
 from service.serving import Serving
 from service.session import check_runtime
 from service.settings import Settings
-from service.worker import EXIT_REFUSED, GeneratorAPI, WorkerSettings
+from service.supervisor import Supervisor
+from service.worker import GeneratorAPI, WorkerSettings
 
 _DRAIN_MARGIN_S: Final = 5.0  # beyond drain_delay_s + drain_s: uvicorn closes connections
-_RESTART_DELAY_S: Final = (0.1, 10.0)  # first and longest wait before a dead worker is started again
-_LAST_ANSWERS_S: Final = 0.1  # for what already waits in the listener's backlog: it gets its 503
-_SO_ATTACH_FILTER: Final = 26  # Linux; the socket module does not name it
-_BPF_RETURN: Final = 0x06
-_CALM_S: Final = 60.0  # without a death for this long, the wait starts over
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +168,7 @@ class GanServer(LitServer):
 
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
         self._api_processes = list(uvicorn_workers.values())
-        _Supervisor(self, self._api_processes).start()
+        Supervisor(self, self._api_processes).start()
 
     def _perform_graceful_shutdown(
         self, manager: Any, uvicorn_workers: Any, shutdown_reason: str = "normal"
@@ -189,8 +183,8 @@ class GanServer(LitServer):
         log.configure(self.settings.log_level)
         loop = asyncio.get_running_loop()
         self.serving.listen_for_workers(self._listener, self._address)
-        _watch_parent(loop)
-        _drain_on_signals(loop, self.serving)
+        end_with_parent(loop)
+        drain_on_sigterm(loop, self.serving)
         try:
             yield
         finally:
@@ -235,58 +229,6 @@ class _NoTransport(MessageTransport):
         """Nothing to close."""
 
 
-class _Supervisor(threading.Thread):
-    """Watches a server's processes: starts dead workers again, ends the server if its API process died."""
-
-    def __init__(self, server: GanServer, api_processes: list[Any]) -> None:
-        super().__init__(name="supervisor", daemon=True)
-        self._server = server
-        self._api_processes = api_processes
-        self._delay_s = _RESTART_DELAY_S[0]
-        self._last_death = -_CALM_S
-
-    def run(self) -> None:
-        server = self._server
-        while not server.draining and server.failure is None:
-            sentinels = {
-                process.sentinel: process for process in (*self._api_processes, *server.inference_workers)
-            }
-            ended = [
-                sentinels[one] for one in multiprocessing.connection.wait(list(sentinels)) if one in sentinels
-            ]
-            if server.draining:
-                return
-            for process in ended:
-                process.join()
-                if process in self._api_processes:
-                    server.fail(f"the API process ended with status {process.exitcode}")
-                    return
-                self._restart(process)
-
-    def _restart(self, process: Any) -> None:
-        server = self._server
-        if process.exitcode == EXIT_REFUSED:
-            server.fail("a worker refused to serve; its sentence is above")
-            return
-        logger.warning("worker %d ended with status %s; it is started again", process.pid, process.exitcode)
-        now = time.monotonic()
-        calm = now - self._last_death >= _CALM_S
-        self._delay_s = _RESTART_DELAY_S[0] if calm else min(2 * self._delay_s, _RESTART_DELAY_S[1])
-        self._last_death = now
-        time.sleep(self._delay_s)
-        if server.draining:
-            return
-        index = server.inference_workers.index(process)
-        api, worker_id = self._place(index)
-        server.inference_workers[index] = server.launch_single_inference_worker(api, worker_id)
-
-    def _place(self, index: int) -> tuple[GeneratorAPI, int]:
-        """Which model and which of its workers stands at `index` of LitServe's one list."""
-        apis = list(self._server.litapi_connector)
-        a_model = len(self._server.inference_workers) // len(apis)
-        return apis[index // a_model], index % a_model
-
-
 @contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
     """Processes started in this block ignore SIGINT from their first instruction on.
@@ -301,47 +243,3 @@ def _ctrl_c_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _watch_parent(loop: asyncio.AbstractEventLoop) -> None:
-    """End this process when its parent does, however that ends."""
-    parent = os.pidfd_open(os.getppid())
-    loop.add_reader(parent, os._exit, 1)
-
-
-def _drain_on_signals(loop: asyncio.AbstractEventLoop, serving: Serving) -> None:
-    """Drain on SIGTERM, which the parent sends, then let uvicorn end.
-
-    SIGINT is the parent's alone (Ctrl-C reaches both), and so is what a second signal means.
-    """
-    uvicorn_exit: Any = signal.getsignal(signal.SIGTERM)  # set by uvicorn before the lifespan begins
-    tasks: list[asyncio.Task[None]] = []
-
-    async def drain() -> None:
-        await serving.drain()
-        for listener in uvicorn_exit.__self__.servers:
-            for one in listener.sockets:
-                _take_no_connections(one.fileno())
-        await asyncio.sleep(_LAST_ANSWERS_S)
-        uvicorn_exit(signal.SIGTERM, None)
-
-    def on_sigterm() -> None:
-        if not tasks:
-            tasks.append(loop.create_task(drain()))
-
-    loop.add_signal_handler(signal.SIGTERM, on_sigterm)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _take_no_connections(listener_fd: int) -> None:
-    """Let the kernel drop new connection attempts on a listening socket, and keep those it holds.
-
-    Closing a listener resets connections that wait in its backlog, with requests that were sent.
-    With a filter that passes no packet (SO_ATTACH_FILTER, one instruction: return 0) nothing is
-    added to the backlog while we answer what is in it; a dropped attempt is repeated by the
-    caller's kernel and then refused, so no request of its was ever sent.
-    """
-    instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
-    program = struct.pack("HP", 1, ctypes.addressof(instruction))
-    with socket.socket(fileno=os.dup(listener_fd)) as listener, suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

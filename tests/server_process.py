@@ -24,6 +24,7 @@ class Server:
     def __init__(self, store: Path | None, *flags: str, cwd: Path | None = None, log: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30)
         self._log_path = log
         where = ["--store", str(store)] if store is not None else []
         command = [str(GANSERVE), "serve", *where, "--port", str(self.port), *flags]
@@ -37,7 +38,7 @@ class Server:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended with status {self.process.returncode}:\n{self.log}")
             try:
-                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                if self.http.get("/readyz").status_code == 200:
                     return self
             except httpx.TransportError:
                 pass
@@ -65,6 +66,7 @@ class Server:
 
     def stop(self) -> None:
         """Terminate, and kill what is left after five seconds."""
+        self.http.close()
         family = self.family() if self.process.poll() is None else []
         self.terminate()
         _, alive = psutil.wait_procs(family, timeout=5)
@@ -73,7 +75,7 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one series of /metrics, 0 if it is not there."""
-        text = httpx.get(f"{self.url}/metrics").text
+        text = self.http.get("/metrics").text
         return sum(
             sample.value
             for family in text_string_to_metric_families(text)

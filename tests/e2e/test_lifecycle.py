@@ -29,17 +29,17 @@ def load(
 
     def ask(number: int) -> None:
         seed = number
-        while not stop.is_set():
-            seed += clients
-            try:
-                answer = httpx.post(
-                    f"{server.url}/v1/samples", json={"seed": seed, "n": 2, "format": "npy"}, timeout=30
-                )
-                answers.append((seed, (answer.status_code, answer.content, dict(answer.headers))))
-            except httpx.ConnectError:
-                return  # the server no longer listens: this request was never sent
-            except httpx.TransportError as error:
-                answers.append((seed, error))
+        fresh = httpx.Limits(max_keepalive_connections=0)  # a new connection a request, as many callers do
+        with httpx.Client(base_url=server.url, limits=fresh) as client:
+            while not stop.is_set():
+                seed += clients
+                try:
+                    answer = client.post("/v1/samples", json={"seed": seed, "n": 2, "format": "npy"})
+                    answers.append((seed, (answer.status_code, answer.content, dict(answer.headers))))
+                except httpx.ConnectError:
+                    return  # the server no longer listens: this request was never sent
+                except httpx.TransportError as error:
+                    answers.append((seed, error))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
     for thread in threads:
@@ -81,8 +81,8 @@ def test_a_draining_server_is_not_ready_at_once_but_still_accepts_for_the_drain_
     server = serve("--model", "toy", "--drain-delay-s", "2")
 
     server.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
-    during = httpx.post(f"{server.url}/v1/samples", json={"seed": 1})
+    wait_for(lambda: server.http.get("/readyz").status_code == 503)
+    during = server.http.post("/v1/samples", json={"seed": 1})
 
     assert during.status_code == 200
     assert server.process.wait(timeout=15) == 0
@@ -92,7 +92,7 @@ def test_a_second_signal_ends_a_drain_at_once(serve: Serve) -> None:
     server = serve("--model", "toy", "--drain-delay-s", "60")
     family = server.family()
     server.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+    wait_for(lambda: server.http.get("/readyz").status_code == 503)
 
     server.process.send_signal(signal.SIGTERM)
 
@@ -103,7 +103,7 @@ def test_a_second_signal_ends_a_drain_at_once(serve: Serve) -> None:
 def test_a_killed_worker_costs_no_request_its_image(serve: Serve) -> None:
     server = serve("--model", "toy", "--workers", "2")
     expected = {
-        seed: httpx.post(f"{server.url}/v1/samples", json={"seed": seed, "n": 2, "format": "npy"}).content
+        seed: server.http.post("/v1/samples", json={"seed": seed, "n": 2, "format": "npy"}).content
         for seed in range(8, 40)
     }
     stop = threading.Event()
@@ -125,11 +125,11 @@ def test_a_killed_worker_costs_no_request_its_image(serve: Serve) -> None:
 
 def test_rows_asked_for_while_every_worker_is_dead_are_made_when_one_is_back(serve: Serve) -> None:
     server = serve("--model", "toy", "--workers", "1")
-    before = httpx.post(f"{server.url}/v1/samples", json={"seed": 5}).content
+    before = server.http.post("/v1/samples", json={"seed": 5}).content
     (worker,) = server.workers()
 
     worker.kill()
-    after = httpx.post(f"{server.url}/v1/samples", json={"seed": 5}, timeout=30)
+    after = server.http.post("/v1/samples", json={"seed": 5})
 
     assert (after.status_code, after.content) == (200, before)
 
@@ -180,7 +180,7 @@ def test_a_caller_that_leaves_frees_its_rows(serve: Serve) -> None:
     )
 
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/samples", json={"seed": 0, "n": 100_000, "format": "npy"}, timeout=0.3)
+        server.http.post("/v1/samples", json={"seed": 0, "n": 100_000, "format": "npy"}, timeout=0.3)
 
     wait_for(lambda: server.metric("ganserve_queued_rows", model="toy") == 0, seconds=5)
     assert server.metric("ganserve_batches_total", model="toy") < 100_000
@@ -200,9 +200,7 @@ def test_a_deadline_that_passes_is_a_504(serve: Serve) -> None:
         "100000",
     )
 
-    answer = httpx.post(
-        f"{server.url}/v1/samples", json={"seed": 0, "n": 100_000, "timeout_ms": 50}, timeout=30
-    )
+    answer = server.http.post("/v1/samples", json={"seed": 0, "n": 100_000, "timeout_ms": 50})
 
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline")
     assert "50 ms" in answer.json()["error"]
@@ -214,7 +212,7 @@ def test_a_full_queue_refuses_with_retry_after_and_serves_on(serve: Serve) -> No
     with ThreadPoolExecutor(24) as clients:
         answers = list(
             clients.map(
-                lambda seed: httpx.post(f"{server.url}/v1/samples", json={"seed": seed, "n": 40}, timeout=30),
+                lambda seed: server.http.post("/v1/samples", json={"seed": seed, "n": 40}),
                 range(24),
             )
         )
@@ -222,7 +220,7 @@ def test_a_full_queue_refuses_with_retry_after_and_serves_on(serve: Serve) -> No
     statuses = [answer.status_code for answer in answers]
     assert set(statuses) == {200, 429}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status_code == 429)
-    assert httpx.post(f"{server.url}/v1/samples", json={"seed": 1}).status_code == 200
+    assert server.http.post("/v1/samples", json={"seed": 1}).status_code == 200
 
 
 def test_readiness_waits_for_a_worker_while_the_process_already_lives(serve: Serve) -> None:
@@ -231,8 +229,8 @@ def test_readiness_waits_for_a_worker_while_the_process_already_lives(serve: Ser
     while "ready 200" not in seen:
         assert time.monotonic() - server.started < 30
         try:
-            seen.add(f"live {httpx.get(server.url + '/livez').status_code}")
-            ready = httpx.get(server.url + "/readyz")
+            seen.add(f"live {server.http.get('/livez').status_code}")
+            ready = server.http.get("/readyz")
         except httpx.TransportError:
             continue
         seen.add(f"ready {ready.status_code}")
@@ -282,7 +280,7 @@ def test_golden_rows_that_differ_are_published_and_refused_when_strict(serve: Se
         "--store", str(tmp_path / "spoiled"), "--model", "toy", "--strict", "--port", str(free_port())
     )
 
-    assert httpx.get(f"{server.url}/v1/models/toy").json()["determinism"] == "differs by 3"
+    assert server.http.get("/v1/models/toy").json()["determinism"] == "differs by 3"
     assert "golden rows differ by up to 3 grey levels" in said
 
 
@@ -308,7 +306,7 @@ def test_settings_come_from_flag_then_environment_then_yaml(
 
     server = serve("--config", str(config), "--model", "toy")
 
-    (model,) = httpx.get(f"{server.url}/v1/models").json()["models"]
+    (model,) = server.http.get("/v1/models").json()["models"]
     assert (model["name"], model["limits"]["max_rows"], model["limits"]["max_queued_rows"]) == ("toy", 6, 50)
 
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
-import httpx
 import pytest
 from server_process import Server
 
@@ -15,12 +14,12 @@ Serve = Callable[..., Server]
 
 def test_metrics_count_what_was_asked_and_made(serve: Serve) -> None:
     server = serve("--model", "toy", "--workers", "2")
-    httpx.post(f"{server.url}/v1/samples", json={"seed": 1, "n": 40, "format": "npy"})
-    httpx.post(f"{server.url}/v1/samples", json={"seed": 1})
-    httpx.post(f"{server.url}/v1/samples", json={"seed": -1})
-    httpx.post(f"{server.url}/v1/samples", json={"seed": 1, "n": 5000})
-    httpx.get(f"{server.url}/v1/models/toy/1.png", follow_redirects=True)
-    digest = httpx.get(f"{server.url}/v1/models/toy").json()["digest"]
+    server.http.post("/v1/samples", json={"seed": 1, "n": 40, "format": "npy"})
+    server.http.post("/v1/samples", json={"seed": 1})
+    server.http.post("/v1/samples", json={"seed": -1})
+    server.http.post("/v1/samples", json={"seed": 1, "n": 5000})
+    server.http.get("/v1/models/toy/1.png", follow_redirects=True)
+    digest = server.http.get("/v1/models/toy").json()["digest"]
 
     samples = {"endpoint": "/v1/samples"}
     assert server.metric("ganserve_requests_total", **samples, model="toy", code="200") == 2
@@ -45,7 +44,7 @@ def test_promtool_finds_nothing_to_complain_of(shared_server: Server) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs the Debian package prometheus, which has promtool")
-    text = httpx.get(f"{shared_server.url}/metrics").text
+    text = shared_server.http.get("/metrics").text
 
     done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True)
 

@@ -21,7 +21,7 @@ from service.__main__ import main
 
 
 def post(server: Server, **fields: object) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/samples", json=fields, timeout=30)
+    return server.http.post("/v1/samples", json=fields)
 
 
 def pixels_of(data: bytes) -> np.ndarray:
@@ -156,7 +156,7 @@ def test_each_class_and_psi_gives_another_image(shared_server: Server) -> None:
 
 
 def test_an_images_address_redirects_to_the_one_that_never_changes(shared_server: Server) -> None:
-    moving = httpx.get(f"{shared_server.url}/v1/models/toy/42.png?truncation_psi=0.7")
+    moving = shared_server.http.get("/v1/models/toy/42.png?truncation_psi=0.7")
     fixed = httpx.get(f"{shared_server.url}{moving.headers['location']}")
 
     assert (moving.status_code, moving.headers["cache-control"]) == (307, "no-cache")
@@ -167,7 +167,7 @@ def test_an_images_address_redirects_to_the_one_that_never_changes(shared_server
 
 
 def test_a_known_etag_costs_no_device_work(shared_server: Server) -> None:
-    model = httpx.get(f"{shared_server.url}/v1/models").json()["models"][0]
+    model = shared_server.http.get("/v1/models").json()["models"][0]
     url = shared_server.url + model["image_url"].format(seed=77)
     etag = httpx.get(url).headers["etag"]
     made_before = shared_server.metric("ganserve_images_total", model="toy")
@@ -181,13 +181,13 @@ def test_a_known_etag_costs_no_device_work(shared_server: Server) -> None:
 
 
 def test_a_digest_that_is_not_served_is_a_conflict(shared_server: Server) -> None:
-    answer = httpx.get(f"{shared_server.url}/v1/models/toy@0123456789ab/1.png")
+    answer = shared_server.http.get("/v1/models/toy@0123456789ab/1.png")
 
     assert (answer.status_code, answer.json()["code"]) == (409, "digest_not_served")
 
 
 def test_a_walk_begins_and_ends_at_the_images_of_its_seeds(shared_server: Server) -> None:
-    answer = httpx.get(f"{shared_server.url}/v1/models/toy/walk?from=3&to=8&frames=12")
+    answer = shared_server.http.get("/v1/models/toy/walk?from=3&to=8&frames=12")
 
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/webp")
     frames = Image.open(io.BytesIO(answer.content))
@@ -273,8 +273,8 @@ def test_bad_input_gets_the_status_of_the_table_and_a_sentence(
 def test_a_body_that_is_no_request_is_refused(
     shared_server: Server, content: bytes, content_type: str, status: int
 ) -> None:
-    answer = httpx.post(
-        f"{shared_server.url}/v1/samples", content=content, headers={"content-type": content_type}, timeout=30
+    answer = shared_server.http.post(
+        "/v1/samples", content=content, headers={"content-type": content_type}, timeout=30
     )
 
     assert answer.status_code == status
@@ -304,7 +304,7 @@ def test_other_routes_refuse_in_the_same_form(
 
 
 def test_an_accept_that_cannot_be_met_is_refused_before_any_work(shared_server: Server) -> None:
-    answer = httpx.post(f"{shared_server.url}/v1/samples", json={"seed": 1}, headers={"accept": "text/html"})
+    answer = shared_server.http.post("/v1/samples", json={"seed": 1}, headers={"accept": "text/html"})
 
     assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
 
@@ -320,9 +320,7 @@ def test_one_bad_request_among_good_ones_fails_alone(shared_server: Server) -> N
 
 
 def test_the_callers_request_id_comes_back_and_is_in_the_log(shared_server: Server) -> None:
-    answer = httpx.post(
-        f"{shared_server.url}/v1/samples", json={"seed": 1}, headers={"x-request-id": "abc-123"}
-    )
+    answer = shared_server.http.post("/v1/samples", json={"seed": 1}, headers={"x-request-id": "abc-123"})
 
     assert answer.headers["x-request-id"] == "abc-123"
     lines = [json.loads(line) for line in shared_server.log.splitlines() if "abc-123" in line]
@@ -330,8 +328,8 @@ def test_the_callers_request_id_comes_back_and_is_in_the_log(shared_server: Serv
 
 
 def test_the_documents_describe_every_route_and_load_from_here(shared_server: Server) -> None:
-    document = httpx.get(f"{shared_server.url}/openapi.json").json()
-    docs = httpx.get(f"{shared_server.url}/docs").text
+    document = shared_server.http.get("/openapi.json").json()
+    docs = shared_server.http.get("/docs").text
 
     assert set(document["paths"]) == {
         "/v1/samples",
@@ -346,4 +344,4 @@ def test_the_documents_describe_every_route_and_load_from_here(shared_server: Se
     }
     assert "http://" not in docs
     assert "https://" not in docs
-    assert httpx.get(f"{shared_server.url}/docs/assets/swagger-ui-bundle.js").status_code == 200
+    assert shared_server.http.get("/docs/assets/swagger-ui-bundle.js").status_code == 200

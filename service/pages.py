@@ -1,0 +1,50 @@
+"""Pages for people: the one at `/`, and the documents at `/docs`. Files only; nothing from other hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+_PAGE: Final = Path(__file__).parent / "playground"
+_PAGE_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+def add_pages(app: FastAPI) -> None:
+    """Give `app` the page's files and the documents."""
+    import fastapi_offline  # brings Swagger UI's files; only the folder is used
+
+    assets = Path(fastapi_offline.__file__).parent / "static"
+
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="ganserve",
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/favicon.svg",
+        )
+
+    app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
+    app.mount("/docs/assets", StaticFiles(directory=assets))
+    # One route a file: a mount at "/" would take in every path, and no wrong method would be a 405.
+    for file in sorted(_PAGE.iterdir()):
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        app.add_api_route(path, _page_file(file), methods=["GET", "HEAD"], include_in_schema=False)
+
+
+def _page_file(file: Path) -> Callable[[], Any]:
+    async def answer() -> Response:
+        return FileResponse(file, headers=_PAGE_HEADERS)
+
+    return answer
