@@ -18,6 +18,11 @@
 Which HTTP status each becomes is one table in `service.http_errors`. Each takes its message first.
 """
 
+from typing import Final
+
+EXIT_REFUSED: Final = 3
+"""Exit status of a process of ours that must not be started again: it would refuse again."""
+
 
 class ServiceError(Exception):
     """Root of all errors that end one request."""

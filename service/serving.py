@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from models.store import Artifact, parse_address
 from service import channel
 from service.dispatch import Dispatcher
 from service.encoding import warm_up
-from service.errors import NotServed, StartError, Unavailable
+from service.errors import EXIT_REFUSED, NotServed, StartError, Unavailable
 from service.metrics import Metrics
 from service.sampler import ModelSampler
 from service.settings import Settings
@@ -93,8 +95,15 @@ class Serving:
         sampler = self._samplers[hello["model"]]
         try:
             sampler.dispatcher.attach(link, hello)
-        except (OSError, StartError) as error:
+        except StartError as error:
+            if not self._was_ready:
+                print(f"ganserve: {error}", file=sys.stderr, flush=True)
+                os._exit(EXIT_REFUSED)
             logger.error("a worker of %s could not be taken in: %s", hello["model"], error)
+            link.close()
+            return
+        except OSError as error:  # it died meanwhile; the supervisor starts another
+            logger.warning("a worker of %s left before it was taken in: %s", hello["model"], error)
             link.close()
             return
         if self.ready and not self._was_ready:

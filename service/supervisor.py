@@ -11,7 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from service.worker import EXIT_REFUSED, GeneratorAPI
+from service.errors import EXIT_REFUSED
+from service.worker import GeneratorAPI
 
 if TYPE_CHECKING:
     from service.server import GanServer
@@ -45,16 +46,15 @@ class Supervisor(threading.Thread):
                 return
             for process in ended:
                 process.join()
-                if process in self._api_processes:
+                if process.exitcode == EXIT_REFUSED:
+                    server.fail("the server cannot start; the reason is above")
+                elif process in self._api_processes:
                     server.fail(f"the API process ended with status {process.exitcode}")
-                    return
-                self._restart(process)
+                else:
+                    self._restart(process)
 
     def _restart(self, process: Any) -> None:
         server = self._server
-        if process.exitcode == EXIT_REFUSED:
-            server.fail("a worker refused to serve; its sentence is above")
-            return
         logger.warning("worker %d ended with status %s; it is started again", process.pid, process.exitcode)
         now = time.monotonic()
         calm = now - self._last_death >= _CALM_S

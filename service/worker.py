@@ -23,13 +23,10 @@ from models.errors import ContractError
 from models.sampling import LatentSampler
 from models.store import Store
 from service import channel
-from service.errors import StartError
+from service.errors import EXIT_REFUSED, StartError
 from service.session import Session
 from service.settings import Accelerator
 from service.slots import LATENTS_GIVEN, Slot, SlotLayout, map_slots
-
-EXIT_REFUSED: Final = 3
-"""Exit status of a worker that must not be restarted: what it refused would be refused again."""
 
 _GOLDEN_ROWS_AT_START: Final = 8
 

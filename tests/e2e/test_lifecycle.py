@@ -284,6 +284,26 @@ def test_golden_rows_that_differ_are_published_and_refused_when_strict(serve: Se
     assert "golden rows differ by up to 3 grey levels" in said
 
 
+def test_memory_that_cannot_be_reserved_is_a_sentence_before_any_traffic(toy_store: Path) -> None:
+    flags = [
+        "--store",
+        str(toy_store),
+        "--model",
+        "toy",
+        "--port",
+        str(free_port()),
+        "--max-microbatch",
+        "1024",
+    ]
+    limited = ["bash", "-c", 'ulimit -f 256; exec "$@"', "-", str(GANSERVE), "serve", *flags]
+
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=40)
+
+    assert done.returncode != 0
+    assert "MiB of shared memory could not be reserved" in done.stderr
+    assert "--max-microbatch (now 1024)" in done.stderr
+
+
 def test_a_port_that_is_taken_is_a_sentence(toy_store: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
