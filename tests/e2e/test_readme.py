@@ -21,10 +21,11 @@ import pytest
 from PIL import Image
 from server_process import Server, free_port
 
+from training.data.fashion_mnist import DEBIAN_FOLDER, DEBIAN_PACKAGE, holds_idx
+
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-DATA = Path("/usr/share/datasets")
 
 
 def block(language: str, containing: str) -> str:
@@ -121,8 +122,8 @@ def test_the_offline_command_writes_the_endpoints_bytes(shipped: Server, tmp_pat
 
 
 def test_train_export_verify_and_serve_work_as_printed(tmp_path: Path, free_log: Callable[[], Path]) -> None:
-    if not (DATA / "train-images-idx3-ubyte.gz").exists():
-        pytest.skip("needs the Debian package dataset-fashion-mnist")
+    if not holds_idx(DEBIAN_FOLDER):
+        pytest.skip(f"needs the Debian package {DEBIAN_PACKAGE}")
     *commands, serve = block("bash", "gantrain train").strip().splitlines()
     shortened = re.sub(r"--total-kimg \d+", "--total-kimg 2 --tick-kimg 1", "\n".join(commands))
     assert shortened != "\n".join(commands)
