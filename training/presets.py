@@ -18,13 +18,14 @@ def fashion_mnist() -> TrainConfig:
     """Ten classes of clothing, 32×32 grey, from 60,000 images."""
     return TrainConfig(
         preset="fashion-mnist",
-        total_kimg=1_500,
+        total_kimg=700,
         G_channels=48,
         D_channels=32,
-        r1_gamma=1.0,
+        r1_gamma=0.1,
         G_lr=2e-3,
         D_lr=2e-3,
         adam_beta1=0.0,
+        lr_decay_start=0.0,
     )
 
 
