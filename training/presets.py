@@ -15,7 +15,14 @@ from training.config import TrainConfig
 
 
 def fashion_mnist() -> TrainConfig:
-    """Ten classes of clothing, 32×32 grey, from 60,000 images."""
+    """Ten classes of clothing, 32×32 grey, from 60,000 images.
+
+    gantrain train --preset fashion-mnist --run-dir RUN_DIR
+
+    16 minutes on one thread of an AMD EPYC (700-850 images/s). Measured with the features of a small
+    classifier, 10,000 images, one seed: Fréchet distance 2.1 to the test split, where the training split
+    has 0.4; the classifier finds 0.91 of the classes asked for, and 0.89 in the test split.
+    """
     return TrainConfig(
         preset="fashion-mnist",
         total_kimg=700,
