@@ -114,6 +114,21 @@ class Manifest:
         return self.img_height, self.img_width, self.img_channels
 
     @property
+    def graph_inputs(self) -> dict[str, tuple[str, list[int]]]:
+        """The graph's inputs by name: (type as ONNX Runtime writes it, sizes after the batch axis)."""
+        inputs: dict[str, tuple[str, list[int]]] = {"latents": ("tensor(float)", [self.z_dim])}
+        if self.num_classes:
+            inputs["class_idx"] = ("tensor(int64)", [])
+        if self.has_truncation:
+            inputs["truncation_psi"] = ("tensor(float)", [])
+        return inputs
+
+    @property
+    def graph_outputs(self) -> dict[str, tuple[str, list[int]]]:
+        """The graph's one output, in the same form."""
+        return {"images": ("tensor(uint8)", list(self.img_shape))}
+
+    @property
     def has_truncation(self) -> bool:
         return self.truncation != "none"
 

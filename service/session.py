@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from models.errors import DamagedArtifact
 from models.golden import Golden
-from models.manifest import GOLDEN_FILE, GRAPH_FILE, Manifest
+from models.manifest import GOLDEN_FILE, GRAPH_FILE
 from models.store import Artifact
 from service.errors import StartError
 from service.settings import Accelerator
@@ -121,45 +121,29 @@ def _open(artifact: Artifact, accelerator: Accelerator, threads: int, device_id:
 
 def _check_graph(session: Any, artifact: Artifact) -> list[str]:
     """Hold the graph's inputs and output against the manifest; return the input names."""
-    wanted = expected_inputs(artifact.manifest)
-    found = {node.name: (node.type, list(node.shape)) for node in session.get_inputs()}
-    if set(found) != set(wanted):
-        raise DamagedArtifact(
-            f"{artifact.address}: the graph's inputs must be {', '.join(wanted)}, got {', '.join(found)}"
-        )
-    for name, (dtype, tail) in wanted.items():
-        _check_tensor(artifact, name, found[name], dtype, tail)
-    outputs = {node.name: (node.type, list(node.shape)) for node in session.get_outputs()}
-    if set(outputs) != {"images"}:
-        raise DamagedArtifact(
-            f"{artifact.address}: the graph's output must be images, got {', '.join(outputs)}"
-        )
-    _check_tensor(artifact, "images", outputs["images"], "tensor(uint8)", list(artifact.manifest.img_shape))
-    return list(wanted)
+    manifest = artifact.manifest
+    _check_tensors(artifact, "inputs", session.get_inputs(), manifest.graph_inputs)
+    _check_tensors(artifact, "outputs", session.get_outputs(), manifest.graph_outputs)
+    return list(manifest.graph_inputs)
 
 
-def expected_inputs(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
-    """Graph inputs that `manifest` implies: name -> (ONNX Runtime's type, shape after the batch axis)."""
-    inputs: dict[str, tuple[str, list[int]]] = {"latents": ("tensor(float)", [manifest.z_dim])}
-    if manifest.num_classes:
-        inputs["class_idx"] = ("tensor(int64)", [])
-    if manifest.has_truncation:
-        inputs["truncation_psi"] = ("tensor(float)", [])
-    return inputs
-
-
-def _check_tensor(
-    artifact: Artifact, name: str, found: tuple[str, list[Any]], wanted_type: str, wanted_tail: list[int]
+def _check_tensors(
+    artifact: Artifact, kind: str, nodes: Any, wanted: dict[str, tuple[str, list[int]]]
 ) -> None:
-    found_type, found_shape = found
-    static_batch = bool(found_shape) and isinstance(found_shape[0], int)
-    # An output's sizes may be symbolic in the file; only a number that contradicts the manifest is wrong.
-    contradicts = len(found_shape) != len(wanted_tail) + 1 or any(
-        isinstance(size, int) and size != wanted
-        for size, wanted in zip(found_shape[1:], wanted_tail, strict=False)
-    )
-    if found_type != wanted_type or static_batch or contradicts:
+    names = [node.name for node in nodes]
+    if set(names) != set(wanted):
         raise DamagedArtifact(
-            f"{artifact.address}: the graph's {name} must be {wanted_type} {['N', *wanted_tail]} "
-            f"with N dynamic, got {found_type} {found_shape}"
+            f"{artifact.address}: the graph's {kind} must be {', '.join(wanted)}, got {', '.join(names)}"
         )
+    for node in nodes:
+        dtype, sizes = wanted[node.name]
+        batch, *found = node.shape or [0]
+        # Sizes may be symbolic in the file: only a number that contradicts the manifest is wrong.
+        numbers_fit = len(found) == len(sizes) and all(
+            one == size for one, size in zip(found, sizes, strict=True) if isinstance(one, int)
+        )
+        if node.type != dtype or not numbers_fit or isinstance(batch, int):
+            raise DamagedArtifact(
+                f"{artifact.address}: the graph's {node.name} must be {dtype} {['N', *sizes]} "
+                f"with N dynamic, got {node.type} {node.shape}"
+            )

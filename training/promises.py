@@ -59,13 +59,8 @@ class Rows:
 
 def check_interface(session: GraphSession, manifest: Manifest) -> None:
     """Raise GraphRefused unless inputs and output are what `manifest` says, with a free batch size."""
-    inputs: dict[str, tuple[str, list[int]]] = {"latents": ("tensor(float)", [manifest.z_dim])}
-    if manifest.num_classes:
-        inputs["class_idx"] = ("tensor(int64)", [])
-    if manifest.has_truncation:
-        inputs["truncation_psi"] = ("tensor(float)", [])
-    _check_values("input", session.inputs, inputs)
-    _check_values("output", session.outputs, {"images": ("tensor(uint8)", list(manifest.img_shape))})
+    _check_values("input", session.inputs, manifest.graph_inputs)
+    _check_values("output", session.outputs, manifest.graph_outputs)
 
 
 def check_rows(render: Render, rows: Rows) -> npt.NDArray[np.uint8]:

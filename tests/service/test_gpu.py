@@ -1,4 +1,4 @@
-"""The same session on a CUDA device; without one these skip, and test_session.py holds the same on the CPU."""
+"""The same session on a CUDA device; without one these skip (test_session.py holds the CPU to the same)."""
 
 from __future__ import annotations
 
