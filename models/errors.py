@@ -10,6 +10,8 @@ Each takes one message, so that it survives a trip between processes. What statu
 over HTTP sees is decided in `service.http_errors`, nowhere deeper.
 """
 
+import reprlib
+
 
 class ContractError(Exception):
     """Root of all errors that `models` raises for a user's mistake or a damaged store."""
@@ -31,10 +33,15 @@ class VersionExists(ContractError):
     """That version is published already; versions are never overwritten."""
 
 
-def show(value: object, limit: int = 80) -> str:
-    """`repr(value)` cut to `limit` characters: what an error message quotes of a user's value."""
+_QUOTE = reprlib.Repr()
+_QUOTE.maxstring = _QUOTE.maxother = 80
+_QUOTE.maxlist = _QUOTE.maxtuple = _QUOTE.maxdict = 8
+_QUOTE.maxlevel = 3
+
+
+def show(value: object) -> str:
+    """`repr(value)`, shortened: what an error message quotes of a user's value, however large it is."""
     try:
-        text = repr(value)
+        return _QUOTE.repr(value)
     except ValueError:  # an int of more than 4,300 digits has no decimal text
-        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a value without text"
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a value without text"

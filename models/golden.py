@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models.errors import DamagedArtifact
 from models.manifest import Manifest
-from models.sampling import latents_from_seeds
+from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI, latents_from_seeds
 
 # (latents [N, z_dim] float32, class_idx [N] int64, truncation_psi [N] float32) -> images [N, H, W, C] uint8
 Render = Callable[
@@ -66,8 +66,15 @@ class Golden:
                 f"{path.name} must hold images uint8 {wanted} with at least one row, "
                 f"got {golden.images.dtype} {golden.images.shape}"
             )
-        if golden.class_idx.shape != (rows,) or golden.truncation_psi.shape != (rows,):
+        if {golden.seeds.shape, golden.class_idx.shape, golden.truncation_psi.shape} != {(rows,)}:
             raise DamagedArtifact(f"{path.name} must hold one class_idx and one truncation_psi a row")
+        fits = (golden.class_idx >= 0) & (golden.class_idx < max(manifest.num_classes, 1))
+        fits &= (golden.truncation_psi >= 0) & (golden.truncation_psi <= MAX_TRUNCATION_PSI)
+        fits &= (golden.seeds >= 0) & (golden.seeds <= MAX_SEED)
+        if not fits.all():
+            raise DamagedArtifact(
+                f"{path.name} must hold seeds, class_idx and truncation_psi in their ranges"
+            )
         return golden
 
     def largest_difference(self, render: Render, manifest: Manifest, rows: int | None = None) -> int:

@@ -73,15 +73,14 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        _rule(
-            self.schema_version == SCHEMA_VERSION, "schema_version", f"{SCHEMA_VERSION}", self.schema_version
-        )
+        _integer(self.schema_version, "schema_version", SCHEMA_VERSION, SCHEMA_VERSION)
         check_name(self.name)
         _integer(self.version, "version", 1, MAX_VERSION)
         _integer(self.z_dim, "z_dim", 1, 65_536)
         _integer(self.img_height, "img_height", 1, 8_192)
         _integer(self.img_width, "img_width", 1, 8_192)
-        _rule(self.img_channels in (1, 3), "img_channels", "1 (grey) or 3 (RGB)", self.img_channels)
+        channels_fit = type(self.img_channels) is int and self.img_channels in (1, 3)
+        _rule(channels_fit, "img_channels", "1 (grey) or 3 (RGB)", self.img_channels)
         _integer(self.num_classes, "num_classes", 0, 1_000_000)
         _rule(
             len(self.class_names) in (0, self.num_classes)
@@ -107,6 +106,14 @@ class Manifest:
                 "64 hexadecimal digits",
                 digest,
             )
+        _rule(isinstance(self.licence, str), "licence", "text", self.licence)
+        _rule(
+            all(isinstance(one, Mapping) for one in self.metrics),
+            "metrics",
+            "a list of objects",
+            self.metrics,
+        )
+        _rule(isinstance(self.sampler, Mapping | None), "sampler", "an object or null", self.sampler)
 
     @property
     def img_shape(self) -> tuple[int, int, int]:
@@ -152,8 +159,8 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> Manifest:
         """Read `manifest.json`. Raises DamagedArtifact for text that is no manifest, or breaks a rule."""
         try:
-            facts = json.loads(text)
-        except ValueError as error:
+            facts = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
             raise DamagedArtifact(f"the manifest must be JSON: {error}") from None
         if not isinstance(facts, dict):
             raise DamagedArtifact(f"the manifest must be a JSON object, got {show(facts)}")
@@ -191,6 +198,10 @@ def canonical_json(value: object) -> bytes:
     ).encode()
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _rule(holds: bool, name: str, rule: str, value: object) -> None:
     if not holds:
         raise InvalidValue(f"{name} must be {rule}, got {show(value)}")
@@ -198,7 +209,7 @@ def _rule(holds: bool, name: str, rule: str, value: object) -> None:
 
 def _integer(value: object, name: str, low: int, high: int) -> None:
     holds = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-    _rule(holds, name, f"an integer between {low} and {high}", value)
+    _rule(holds, name, str(low) if low == high else f"an integer between {low} and {high}", value)
 
 
 def _container(facts: dict[str, Any], key: str, kind: type) -> None:

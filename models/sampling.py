@@ -122,7 +122,7 @@ def resolve_truncation_psi(truncation_psi: float | None, has_truncation: bool) -
         raise InvalidValue(
             f"truncation_psi must be 1 or left out: the model has no truncation, got {show(psi)}"
         )
-    return float(psi)
+    return float(psi) + 0.0  # -0.0 becomes 0.0: one image, one address
 
 
 def slerp(

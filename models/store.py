@@ -143,6 +143,8 @@ class Store:
         DamagedArtifact.
         """
         name, version = parse_address(address)
+        if not self.root.is_dir():
+            raise UnknownModel(f"no model named {show(name)}: the store {self.root} is not a folder")
         versions = self.versions(name)
         if not versions:
             raise UnknownModel(

@@ -39,13 +39,16 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     serve = verbs.add_parser(
-        "serve", help="answer requests over HTTP", description="Answer requests over HTTP."
+        "serve",
+        allow_abbrev=False,
+        help="answer requests over HTTP",
+        description="Answer requests over HTTP.",
     )
     add_flags(serve)
     serve.set_defaults(run=_serve)
 
     sample = verbs.add_parser(
-        "sample", help="write images to a folder", description="Write images to a folder."
+        "sample", allow_abbrev=False, help="write images to a folder", description="Write images to a folder."
     )
     _add_store(sample)
     sample.add_argument(
@@ -65,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
     sample.set_defaults(run=_sample)
 
-    models = verbs.add_parser("models", help="list a store", description="List the models of a store.")
+    models = verbs.add_parser(
+        "models", allow_abbrev=False, help="list a store", description="List the models of a store."
+    )
     _add_store(models)
     models.set_defaults(run=_models)
     return parser
@@ -89,8 +94,8 @@ def _sample(arguments: argparse.Namespace) -> int:
     from service.offline import sample_to_folder
 
     seeds = SeedRanges.parse(arguments.seeds)
-    if arguments.threads < 1:
-        raise InvalidValue(f"threads must be at least 1, got {arguments.threads}")
+    if not 1 <= arguments.threads <= 256:
+        raise InvalidValue(f"threads must be between 1 and 256, got {arguments.threads}")
     artifact = Store(arguments.store).resolve(arguments.model)
     artifact.verify()
     progress = sample_to_folder(
@@ -114,17 +119,23 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 def _models(arguments: argparse.Namespace) -> int:
     store = Store(arguments.store)
+    if not store.root.is_dir():
+        raise InvalidValue(f"store must be a folder of published models, got {store.root}")
+    damaged = 0
     for name in store.names():
         for version in store.versions(name):
             try:
-                manifest = store.resolve(f"{name}:{version}").manifest
+                artifact = store.resolve(f"{name}:{version}")
+                artifact.verify()
             except ContractError as error:
-                print(f"{name}:{version}  {error}")
+                print(f"{name}:{version}  damaged: {error}")
+                damaged += 1
                 continue
+            manifest = artifact.manifest
             classes = f"{manifest.num_classes} classes" if manifest.num_classes else "unconditional"
             size = "x".join(map(str, manifest.img_shape))
-            print(f"{name}:{version}  {manifest.digest[:12]}  {size}  z {manifest.z_dim}  {classes}")
-    return 0
+            print(f"{artifact.address}  {artifact.digest[:12]}  {size}  z {manifest.z_dim}  {classes}")
+    return 1 if damaged else 0
 
 
 if __name__ == "__main__":

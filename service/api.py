@@ -20,10 +20,10 @@ from models.errors import show
 from models.sampling import MAX_SEED, check_seed, latents_from_seeds, seeds_text, slerp
 from service import __version__
 from service.encoding import IMAGE_FORMATS, MEDIA_TYPES, Format, encode_npy, encode_walk, pack_json, pack_zip
-from service.errors import InvalidField, StaleDigest, TooLarge, Unavailable
+from service.errors import DeadlineExceeded, InvalidField, StaleDigest, TooLarge, Unavailable
 from service.http_errors import add_error_handlers
 from service.http_log import facts_of
-from service.http_request import accepted, matches, read_body, unless_caller_leaves
+from service.http_request import CallerLeft, accepted, deadline, matches, read_body, unless_caller_leaves
 from service.openapi import IMAGE_DOC, SAMPLES_DOC, WALK_DOC, doc
 from service.pages import add_pages
 from service.provenance import DIGEST_DIGITS, ImageAddress
@@ -33,7 +33,7 @@ from service.schema import ImageQuery, SampleRequest, WalkQuery, parse_query, pa
 from service.serving import Serving
 
 _MAX_SEEDS_HEADER_BYTES: Final = 1024
-_IMAGE_FILE = re.compile(r"(\d{1,10})\.([a-z]{3,4})", re.ASCII)
+_IMAGE_FILE = re.compile(r"(0|[1-9]\d{0,9})\.([a-z]{3,4})", re.ASCII)
 _IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
 
@@ -47,6 +47,7 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
     app.router.routes[:] = [
         route for route in app.router.routes if getattr(route, "path", "") == "/openapi.json"
     ]
+    app.router.redirect_slashes = False  # it would redirect to whatever the Host header says
     add_error_handlers(app)
     routes = _Routes(serving)
     image = "/v1/models/{model}/{file}"
@@ -76,22 +77,22 @@ class _Routes:
     # -- sampling ---------------------------------------------------------------------------------
 
     async def create_samples(self, request: Request) -> Response:
-        body = await read_body(request, self._serving.settings.max_body_bytes)
-        wanted = parse_sample_request(body)
+        settings = self._serving.settings
+        async with deadline(settings.timeout_ms, "the body was not sent"):
+            body = await read_body(request, settings.max_body_bytes)
+        wanted = parse_sample_request(body, settings.max_request_rows)
         sampler = self._serving.sampler(wanted.model)
         facts_of(request).update(model=sampler.dispatcher.name, rows=wanted.row_count)
         self._check_size(wanted.row_count)
         media_type = accepted(request, _media_type_of(wanted))
         rows = _rows_of(wanted, sampler)
-        async with self._answering(request):
+        async with self._answering(request, wanted.timeout_ms):
             if wanted.format == "npy":
-                sample = await sampler.pixels(rows, self._timeout_s(wanted.timeout_ms), "samples")
+                sample = await sampler.pixels(rows, "samples")
                 assert sample.pixels is not None
-                data = encode_npy(sample.pixels)
+                data = await asyncio.to_thread(encode_npy, sample.pixels)
             else:
-                sample = await sampler.encoded(
-                    rows, wanted.format, self._timeout_s(wanted.timeout_ms), "samples"
-                )
+                sample = await sampler.encoded(rows, wanted.format, "samples")
                 data = await asyncio.to_thread(_pack, sample, wanted)
         return _answer(request, sampler, data, media_type, sample, rows)
 
@@ -123,14 +124,16 @@ class _Routes:
             fmt=fmt,
         )
         headers = {"ETag": address.etag(render), "Cache-Control": _IMMUTABLE}
-        if matches(request.headers.get("if-none-match"), headers["ETag"]):
+        if matches(request, headers["ETag"]):
             self._serving.metrics.not_modified.inc()
             return Response(status_code=304, headers=headers)
         if request.method == "HEAD":
             headers["X-Model-Digest"] = sampler.artifact.digest
-            return Response(headers=headers, media_type=media_type)
+            response = Response(headers=headers, media_type=media_type)
+            del response.headers["content-length"]  # 0 would say that the image is empty
+            return response
         async with self._answering(request):
-            sample = await sampler.encoded(rows, fmt, self._timeout_s(None), "image")
+            sample = await sampler.encoded(rows, fmt, "image")
         response = _answer(request, sampler, sample.images[0].data, media_type, sample, rows)
         response.headers.update(headers)
         return response
@@ -153,32 +156,34 @@ class _Routes:
             query.truncation_psi,
         )
         async with self._answering(request):
-            sample = await sampler.pixels(rows, self._timeout_s(None), "walk")
+            sample = await sampler.pixels(rows, "walk")
             assert sample.pixels is not None
             data = await asyncio.to_thread(encode_walk, sample.pixels, query.frame_ms)
         return _answer(request, sampler, data, media_type, sample, rows)
 
     @asynccontextmanager
-    async def _answering(self, request: Request) -> AsyncIterator[None]:
-        """Hold one accepted request, and end the work on it when its caller leaves."""
-        with self._serving.admitted():
-            async with unless_caller_leaves(request):
-                yield
-
-    def _check_size(self, rows: int) -> None:
-        max_rows = self._serving.settings.max_rows
-        if rows > max_rows:
-            raise TooLarge(f"max_rows is {max_rows} rows a request, got {rows}")
-
-    def _timeout_s(self, timeout_ms: int | None) -> float:
+    async def _answering(self, request: Request, timeout_ms: int | None = None) -> AsyncIterator[None]:
+        """Hold one accepted request; end the work on it when its deadline passes or its caller leaves."""
         settings = self._serving.settings
         if timeout_ms is None:
-            return settings.timeout_ms / 1000
+            timeout_ms = settings.timeout_ms
         if timeout_ms > settings.max_timeout_ms:
-            raise InvalidField(
-                f"timeout_ms must be at most {settings.max_timeout_ms}, got {show(timeout_ms)}"
-            )
-        return timeout_ms / 1000
+            raise InvalidField(f"timeout_ms must be at most {settings.max_timeout_ms}, got {timeout_ms}")
+        try:
+            with self._serving.admitted():
+                async with deadline(timeout_ms, "the images were not made"), unless_caller_leaves(request):
+                    yield
+        except DeadlineExceeded:
+            self._serving.metrics.cancelled.labels("deadline").inc()
+            raise
+        except CallerLeft:
+            self._serving.metrics.cancelled.labels("caller_left").inc()
+            raise
+
+    def _check_size(self, rows: int) -> None:
+        max_rows = self._serving.settings.max_request_rows
+        if rows > max_rows:
+            raise TooLarge(f"max_rows is {max_rows} rows a request, got {rows}")
 
     # -- facts ------------------------------------------------------------------------------------
 
@@ -209,7 +214,7 @@ class _Routes:
             "determinism": device and _determinism(device.golden_difference),
             "ready": sampler.dispatcher.ready,
             "limits": {
-                "max_rows": settings.max_rows,
+                "max_rows": settings.max_request_rows,
                 "max_queued_rows": settings.max_queued_rows,
                 "max_body_bytes": settings.max_body_bytes,
                 "max_timeout_ms": settings.max_timeout_ms,

@@ -115,6 +115,8 @@ class Worker:
     free_slots: list[int] = field(default_factory=lambda: list(range(_SLOTS_PER_WORKER)))
     running: dict[int, tuple[Microbatch, int]] = field(default_factory=dict)
     """run id -> (microbatch, slot)"""
+    last_run: int = 0
+    """The newest run id it was given: idle workers take turns."""
 
 
 class Dispatcher:
@@ -165,7 +167,7 @@ class Dispatcher:
         ticket.cancelled = True
         self._queue.discard(ticket)
 
-    def _seconds_of(self, rows: int) -> float:
+    def _seconds_of(self, rows: int) -> int:
         """How long `rows` rows take all workers, by what rows were measured to cost; at least 1."""
         row_s = self._size.row_s or 0.0
         return max(1, math.ceil(rows * row_s / max(1, len(self.workers))))
@@ -299,7 +301,8 @@ class Dispatcher:
         idle = [worker for worker in self.workers if not worker.running]
         cap = self._size.rows
         if idle:
-            return idle[0], min(cap, max(1, math.ceil(waiting / len(idle))))
+            rested = min(idle, key=lambda worker: worker.last_run)
+            return rested, min(cap, max(1, math.ceil(waiting / len(idle))))
         if waiting >= cap or self._replays:
             for worker in self.workers:
                 if worker.free_slots:
@@ -321,7 +324,8 @@ class Dispatcher:
             row += len(segment)
         self._next_run += 1
         worker.running[self._next_run] = batch, slot_index
+        worker.last_run = self._next_run
         try:
             worker.channel.send({"run": self._next_run, "slot": slot_index, "rows": row})
-        except OSError:
+        except OSError:  # never for a full buffer: two packets of a hundred bytes are out at most
             logger.debug("%s: worker %d is gone; its end-of-file will say so", self.name, worker.pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -33,7 +34,9 @@ def drain_on_sigterm(loop: asyncio.AbstractEventLoop, serving: Serving) -> None:
     tasks: list[asyncio.Task[None]] = []
 
     async def drain() -> None:
-        await serving.drain()
+        left_s = await serving.drain()
+        # For answers on their way to slow readers; not less, or uvicorn would cut those it just began.
+        uvicorn_exit.__self__.config.timeout_graceful_shutdown = max(1, math.ceil(left_s))
         for listener in uvicorn_exit.__self__.servers:
             for one in listener.sockets:
                 _take_no_connections(one.fileno())

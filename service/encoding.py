@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -99,11 +100,17 @@ class EncodedImage:
 
 
 def pack_zip(images: Sequence[EncodedImage], fmt: Format) -> bytes:
-    """The files in one zip, stored uncompressed (they are compressed already)."""
+    """The files in one zip, stored uncompressed (they are compressed already).
+
+    A seed that is asked for again, with another class say, gets a number: `seed0000000007-2.png`.
+    """
     file = io.BytesIO()
+    times_named: Counter[str] = Counter()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for image in images:
-            archive.writestr(zipfile.ZipInfo(f"{image.name}.{fmt}", date_time=_ZIP_TIME), image.data)
+            times_named[image.name] += 1
+            again = f"-{times_named[image.name]}" if times_named[image.name] > 1 else ""
+            archive.writestr(zipfile.ZipInfo(f"{image.name}{again}.{fmt}", date_time=_ZIP_TIME), image.data)
     return file.getvalue()
 
 

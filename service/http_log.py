@@ -18,6 +18,7 @@ from service.serving import Serving
 
 _FACTS = "ganserve.facts"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_REFUSALS = frozenset({"too_large", "overloaded", "unavailable"})
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 
 logger = logging.getLogger("ganserve.request")
@@ -67,8 +68,8 @@ class RequestLog:
         endpoint = getattr(route, "path", None) or "other"
         self._metrics.requests.labels(endpoint, facts["model"], facts["status"]).inc()
         self._metrics.request_seconds.labels(endpoint).observe(seconds)
-        if facts["status"] in (413, 429, 503):
-            self._metrics.rejected.labels(facts.get("code", "other")).inc()
+        if facts.get("code") in _REFUSALS:
+            self._metrics.rejected.labels(facts["code"]).inc()
         if scope["path"] not in _QUIET_PATHS and logger.isEnabledFor(logging.INFO):
             line = {
                 "method": scope["method"],

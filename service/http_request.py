@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from starlette.requests import Request
 
 from models.errors import show
-from service.errors import NotAcceptable, TooLarge, UnknownMediaType
+from service.errors import DeadlineExceeded, NotAcceptable, TooLarge, UnknownMediaType
 
 
 class CallerLeft(Exception):
@@ -33,23 +33,35 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def accepted(request: Request, media_type: str) -> str:
-    """`media_type`, if the caller's `Accept` allows it. Raises NotAcceptable."""
-    accept = request.headers.get("accept", "*/*")
-    kind = media_type.partition("/")[0]
+    """`media_type`, if `Accept` allows it; its most specific entry decides. Raises NotAcceptable."""
+    accept = ", ".join(request.headers.getlist("accept"))
+    ranges = {}
     for entry in accept.split(","):
         pattern, *parameters = (part.strip().lower() for part in entry.split(";"))
-        refused = any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
-        if pattern in ("*/*", f"{kind}/*", media_type, "") and not refused:
-            return media_type
+        ranges[pattern] = not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    for pattern in (media_type, f"{media_type.partition('/')[0]}/*", "*/*", ""):  # "": no such header
+        if pattern in ranges:
+            if ranges[pattern]:
+                return media_type
+            break
     raise NotAcceptable(f"accept must allow {media_type}, which this request asks for, got {show(accept)}")
 
 
-def matches(if_none_match: str | None, etag: str) -> bool:
-    """RFC 9110, 13.1.2: weak comparison with each listed tag, or "*"."""
-    if if_none_match is None:
-        return False
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+def matches(request: Request, etag: str) -> bool:
+    """True if `If-None-Match` names `etag`, or "*". RFC 9110, 13.1.2: a weak comparison."""
+    listed = ",".join(request.headers.getlist("if-none-match")).split(",")
+    tags = [tag.strip().removeprefix("W/") for tag in listed]
     return "*" in tags or etag in tags
+
+
+@asynccontextmanager
+async def deadline(timeout_ms: int, what: str) -> AsyncIterator[None]:
+    """Give the block `timeout_ms` milliseconds. Raises DeadlineExceeded saying `what` did not happen."""
+    try:
+        async with asyncio.timeout(timeout_ms / 1000):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(f"timeout_ms passed: {what} within {timeout_ms} ms") from None
 
 
 @asynccontextmanager

@@ -31,6 +31,7 @@ def configure(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(True)
     # LitServe and uvicorn tell of every start and stop; ours says the same in one line.
     for noisy in ("litserve", "uvicorn", "uvicorn.error", "asyncio", "PIL"):
         logger = logging.getLogger(noisy)

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +18,6 @@ import numpy.typing as npt
 from models.store import Artifact
 from service.dispatch import Dispatcher, Portion
 from service.encoding import EncodedImage, Format, encode_image
-from service.errors import DeadlineExceeded
 from service.metrics import Metrics
 from service.provenance import render_id
 from service.rows import Rows
@@ -74,56 +72,43 @@ class ModelSampler:
         device = self.dispatcher.device
         return None if device is None else render_id(device.provider, device.runtime_version)
 
-    async def pixels(self, rows: Rows, timeout_s: float, source: str) -> Sample:
-        """Make the pixels of `rows`. Raises Overloaded, Unavailable, DeadlineExceeded, WorkerCrashed."""
+    async def pixels(self, rows: Rows, source: str) -> Sample:
+        """Make the pixels of `rows`. Raises Overloaded, Unavailable, WorkerCrashed."""
         sample = Sample()
         images = np.empty((len(rows), *self.artifact.manifest.img_shape), dtype=np.uint8)
-        async with self._portions(rows, timeout_s, sample.timing) as portions:
-            async for portion in portions:
-                images[portion.start : portion.start + len(portion.images)] = portion.images
+        async for portion in self._portions(rows, sample.timing):
+            images[portion.start : portion.start + len(portion.images)] = portion.images
         sample.pixels = images
         self._metrics.images.labels(self.dispatcher.name, source).inc(len(rows))
         return sample
 
-    async def encoded(self, rows: Rows, fmt: Format, timeout_s: float, source: str) -> Sample:
+    async def encoded(self, rows: Rows, fmt: Format, source: str) -> Sample:
         """Make the image files of `rows`. Raises as `pixels` does."""
         sample = Sample()
         loop = asyncio.get_running_loop()
         jobs: list[tuple[int, asyncio.Future[tuple[list[EncodedImage], float]]]] = []
-        async with self._portions(rows, timeout_s, sample.timing) as portions:
-            async for portion in portions:
+        try:
+            async for portion in self._portions(rows, sample.timing):
                 job = loop.run_in_executor(self._encoders, self._encode, rows, portion, fmt)
                 jobs.append((portion.start, job))
-        for _, job in sorted(jobs, key=lambda one: one[0]):
-            images, encode_s = await job
-            sample.images += images
-            sample.timing.encode_s += encode_s
+            for _, job in sorted(jobs, key=lambda one: one[0]):
+                images, encode_s = await job
+                sample.images += images
+                sample.timing.encode_s += encode_s
+        finally:
+            for _, job in jobs:
+                job.cancel()  # what has not begun when the request ends early
         self._metrics.encode_seconds.labels(fmt).observe(sample.timing.encode_s)
         self._metrics.images.labels(self.dispatcher.name, source).inc(len(rows))
         return sample
 
-    @asynccontextmanager
-    async def _portions(
-        self, rows: Rows, timeout_s: float, timing: Timing
-    ) -> AsyncIterator[AsyncIterator[Portion]]:
-        """Submit `rows` and yield their portions; whatever ends the block, no row of it keeps waiting."""
+    async def _portions(self, rows: Rows, timing: Timing) -> AsyncIterator[Portion]:
+        """Submit `rows` and yield their portions; whatever ends the request, no row of it keeps waiting."""
         ticket = self.dispatcher.submit(rows)
-
-        async def timed() -> AsyncIterator[Portion]:
+        try:
             async for portion in ticket.portions():
                 timing.add(portion)
                 yield portion
-
-        try:
-            async with asyncio.timeout(timeout_s):
-                yield timed()
-        except TimeoutError:
-            self._metrics.cancelled.labels("deadline").inc()
-            message = f"timeout_ms passed: the images were not made within {timeout_s * 1000:.0f} ms"
-            raise DeadlineExceeded(message) from None
-        except asyncio.CancelledError:
-            self._metrics.cancelled.labels("caller_left").inc()
-            raise
         finally:
             self.dispatcher.cancel(ticket)
         self._metrics.queue_seconds.labels(self.dispatcher.name).observe(timing.queue_s)

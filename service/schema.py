@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from models.errors import show
 from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
 from service.encoding import Container, Format
-from service.errors import InvalidField, MalformedBody
+from service.errors import InvalidField, MalformedBody, TooLarge
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 TruncationPsi = Annotated[float, Field(ge=0, le=MAX_TRUNCATION_PSI, allow_inf_nan=False)]
@@ -24,6 +25,13 @@ _MAX_SENTENCES: Final = 5  # of a request that breaks more rules, these are told
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+# A list stops at its first wrong item: a million of them must not take a million sentences.
+SeedList = Annotated[list[Seed], Field(fail_fast=True, min_length=1)]
+LatentRow = Annotated[list[float], Field(fail_fast=True)]
+LatentList = Annotated[list[LatentRow], Field(fail_fast=True, min_length=1)]
+ClassList = Annotated[list[int], Field(fail_fast=True)]
 
 
 class SampleRequest(_Request):
@@ -42,13 +50,9 @@ class SampleRequest(_Request):
     model: str | None = Field(None, description="NAME or NAME:VERSION; default: the server's first model")
     seed: Seed | None = Field(None, description="with n: the seeds seed, seed+1, … seed+n-1")
     n: int | None = Field(None, ge=1, description="how many images; default 1")
-    seeds: list[Seed] | None = Field(
-        None, min_length=1, description="one image a seed, instead of seed and n"
-    )
-    latents: list[list[float]] | None = Field(
-        None, min_length=1, description="one image a row of z_dim numbers, instead of seeds"
-    )
-    class_idx: int | list[int] | None = Field(
+    seeds: SeedList | None = Field(None, description="one image a seed, instead of seed and n")
+    latents: LatentList | None = Field(None, description="one image a row of z_dim numbers, instead of seeds")
+    class_idx: int | ClassList | None = Field(
         None, description="one class for all images or one each; default seed % num_classes"
     )
     truncation_psi: TruncationPsi | None = Field(None, description="1 (default) is off, 0 the average image")
@@ -138,22 +142,35 @@ def parse_query(model: type[_QueryT], values: Mapping[str, str]) -> _QueryT:
         raise InvalidField(_sentences(error)) from None
 
 
-def parse_sample_request(body: bytes) -> SampleRequest:
-    """Read a JSON body. Raises MalformedBody where it is no JSON, InvalidField where it breaks a rule."""
+def parse_sample_request(body: bytes, max_rows: int) -> SampleRequest:
+    """Read a JSON body.
+
+    Raises MalformedBody where it is no JSON, InvalidField where it breaks a rule, TooLarge for lists
+    longer than `max_rows`. What would take long to refuse (long lists, many unknown fields) is
+    refused before it is looked into: this runs in the event loop.
+    """
     try:
-        return SampleRequest.model_validate_json(body)
+        values = from_json(body)
+    except ValueError as error:
+        raise MalformedBody(f"the body must be JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InvalidField(f"the body must be a JSON object, got {show(values)}")
+    if unknown := [name for name in values if name not in SampleRequest.model_fields]:
+        told = [f"{name} is not a field of this request, got {show(values[name])}" for name in unknown[:3]]
+        raise InvalidField("; ".join(told))
+    for name in ("seeds", "latents", "class_idx"):
+        if isinstance(values.get(name), list) and len(values[name]) > max_rows:
+            raise TooLarge(f"max_rows is {max_rows} rows a request, got {len(values[name])} in {name}")
+    try:
+        return SampleRequest.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if first["type"] == "json_invalid":
-            raise MalformedBody(f"the body must be JSON: {first['ctx']['error']}") from None
         raise InvalidField(_sentences(error)) from None
 
 
 def _sentences(error: ValidationError) -> str:
     """The first few broken rules, each as field, rule and value."""
-    return "; ".join(
-        list(dict.fromkeys(_sentence(one) for one in error.errors(include_url=False)))[:_MAX_SENTENCES]
-    )
+    sentences = dict.fromkeys(_sentence(one) for one in error.errors(include_url=False))
+    return "; ".join(list(sentences)[:_MAX_SENTENCES])
 
 
 def _sentence(error: Any) -> str:
@@ -167,5 +184,5 @@ def _sentence(error: Any) -> str:
         return f"{name} must be given"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    rule = str(error["msg"]).replace("Input should be", "must be")
+    rule = str(error["msg"]).replace("Input should", "must").replace("List should", "must")
     return f"{name or 'the body'} {rule}, got {show(error['input'])}"

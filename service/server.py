@@ -9,6 +9,7 @@ the path of a request is replaced here, each by an override whose fact a test pi
     its manager process        none: rows and pixels go over `channel` and `slots`
     waiting for a worker       the port opens at once and says 503 until a worker is ready
     its monitor (every 2 s)    `supervisor`: wakes when a process ends
+    its listening              before the API process is forked, so that a port that is taken is a sentence
     its shutdown               the API process drains first, then workers end with their connection
 """
 
@@ -23,6 +24,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
@@ -43,7 +45,9 @@ from service.settings import Settings
 from service.supervisor import Supervisor
 from service.worker import GeneratorAPI, WorkerSettings
 
-_DRAIN_MARGIN_S: Final = 5.0  # beyond drain_delay_s + drain_s: uvicorn closes connections
+_BACKLOG: Final = 2048  # uvicorn's own
+_DRAIN_MARGIN_S: Final = 3.0  # beyond drain_delay_s + drain_s: the API process ends itself before this
+_WORKERS_END_S: Final = 1.0  # after the API process: an end-of-file ends a worker that is not stuck
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +115,8 @@ class GanServer(LitServer):
         self.draining = False
         self._address = channel.Address()
         self._listener = channel.listen(self._address)
-        self.serving = Serving(settings, artifacts)
+        self.was_ready = multiprocessing.get_context("fork").Event()  # set by the API process
+        self.serving = Serving(settings, artifacts, on_ready=self.was_ready.set)
         self.inference_workers: list[Any] = []
         self._api_processes: list[Any] = []
         super().__init__(
@@ -125,7 +130,6 @@ class GanServer(LitServer):
             raise StartError(
                 f"accelerator {settings.accelerator} was asked for, but no such device is to be seen"
             )
-        self.uvicorn_graceful_timeout = int(settings.drain_delay_s + settings.drain_s + _DRAIN_MARGIN_S)
 
     def _api(self, artifact: Artifact) -> GeneratorAPI:
         settings = self.settings
@@ -170,12 +174,40 @@ class GanServer(LitServer):
         self._api_processes = list(uvicorn_workers.values())
         Supervisor(self, self._api_processes).start()
 
+    def _start_server(
+        self,
+        port: int,
+        num_uvicorn_servers: int,
+        log_level: str,
+        sockets: list[socket.socket],
+        uvicorn_worker_type: str,
+        **kwargs: Any,
+    ) -> dict[int, Any]:
+        """Listen before the fork: of two servers that bind one port at once, the second learns it here."""
+        for one in sockets:
+            try:
+                one.listen(_BACKLOG)
+            except OSError as error:
+                raise StartError(f"port {port} cannot be had: {error.strerror}") from None
+        started: dict[int, Any] = super()._start_server(
+            port, num_uvicorn_servers, log_level, sockets, uvicorn_worker_type, **kwargs
+        )
+        return started
+
     def _perform_graceful_shutdown(
-        self, manager: Any, uvicorn_workers: Any, shutdown_reason: str = "normal"
+        self, manager: Any, uvicorn_workers: dict[int, Any], shutdown_reason: str = "normal"
     ) -> None:
+        """End the API process, which drains; then the workers, whose connection ends with it."""
         self.draining = True
         self.close()
-        super()._perform_graceful_shutdown(manager, uvicorn_workers, shutdown_reason)
+        longest_s = self.settings.drain_delay_s + self.settings.drain_s + _DRAIN_MARGIN_S
+        for process in uvicorn_workers.values():
+            process.terminate()
+            process.join(longest_s)
+        deadline = time.monotonic() + _WORKERS_END_S
+        for worker in self.inference_workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        self.kill_children()
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:

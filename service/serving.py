@@ -13,9 +13,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from models.store import Artifact, parse_address
 from service import channel
@@ -34,7 +35,10 @@ logger = logging.getLogger(__name__)
 class Serving:
     """The state of one API process. Used in its event loop's thread only."""
 
-    def __init__(self, settings: Settings, artifacts: list[Artifact]) -> None:
+    def __init__(
+        self, settings: Settings, artifacts: list[Artifact], on_ready: Callable[[], object] = lambda: None
+    ) -> None:
+        self._on_ready = on_ready
         self.settings = settings
         self.metrics = Metrics()
         self._encoders = ThreadPoolExecutor(settings.encode_pool_threads, thread_name_prefix="encode")
@@ -46,7 +50,8 @@ class Serving:
         }
         self.draining = False
         self._accepting = True
-        self._in_flight = 0
+        self._cut_off = False
+        self._in_flight: set[asyncio.Task[Any]] = set()
         self._was_ready = False
         self._address: channel.Address | None = None
 
@@ -108,6 +113,7 @@ class Serving:
             return
         if self.ready and not self._was_ready:
             self._was_ready = True
+            self._on_ready()
             self._announce()
 
     def _announce(self) -> None:
@@ -133,17 +139,24 @@ class Serving:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Hold one accepted request. Raises Unavailable once the server takes no more."""
+        """Hold one accepted request. Raises Unavailable once the server takes no more, or must end."""
+        task = asyncio.current_task()
+        assert task is not None
         if not self._accepting:
             raise Unavailable("the server is draining", retry_after_s=1)
-        self._in_flight += 1
+        self._in_flight.add(task)
         try:
             yield
+        except asyncio.CancelledError:
+            if not self._cut_off:
+                raise
+            task.uncancel()
+            raise Unavailable("the server ended before the images were made", retry_after_s=1) from None
         finally:
-            self._in_flight -= 1
+            self._in_flight.discard(task)
 
-    async def drain(self) -> None:
-        """Return when nothing accepted is left, or when `drain_s` passed."""
+    async def drain(self) -> float:
+        """Return when nothing accepted is left: the seconds left of `drain_s`, 0 if it had to be cut off."""
         self.draining = True
         await asyncio.sleep(self.settings.drain_delay_s)
         self._accepting = False
@@ -151,7 +164,11 @@ class Serving:
         while self._in_flight and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
         if self._in_flight:
-            logger.warning("drain_s passed with %d requests unfinished", self._in_flight)
+            logger.warning("drain_s passed with %d requests unfinished", len(self._in_flight))
+            self._cut_off = True
+            for task in self._in_flight:
+                task.cancel()
+        return max(0.0, deadline - time.monotonic())
 
     def close(self) -> None:
         """Let workers and encoder threads go."""

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     """One server's settings. Frozen; each field's description is its flag's help."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, protected_namespaces=()
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, protected_namespaces=()
     )
 
     store: Path = Field(SHIPPED_STORE, description="folder of published artifacts; default: the shipped one")
@@ -97,6 +97,11 @@ class Settings(BaseSettings):
         return [part.strip() for part in self.model.split(",")]
 
     @property
+    def max_request_rows(self) -> int:
+        """Rows of one request at most: more than the queue holds could never be accepted."""
+        return min(self.max_rows, self.max_queued_rows)
+
+    @property
     def workers_per_model(self) -> int:
         """Worker processes a model and device."""
         if self.workers is not None:
@@ -160,7 +165,7 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
         raise StartError(f"config must be YAML: {error}") from None
     if values is None:
         return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise StartError(f"config must be a YAML mapping of settings, got {show(values)}")
     return values
 
@@ -168,9 +173,7 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
 def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     unknown = sorted(
-        name
-        for name in environment
-        if name.upper().startswith(ENV_PREFIX) and name.upper().split("__")[0] not in known
+        name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
     )
     if unknown:
         raise StartError(

@@ -22,7 +22,7 @@ from litserve.loops import LitLoop
 from models.errors import ContractError
 from models.sampling import LatentSampler
 from models.store import Store
-from service import channel
+from service import channel, log
 from service.errors import EXIT_REFUSED, StartError
 from service.session import Session
 from service.settings import Accelerator
@@ -78,6 +78,10 @@ class GeneratorAPI(LitAPI):
         except (ContractError, StartError) as error:
             print(f"ganserve: {error}", file=sys.stderr, flush=True)
             os._exit(EXIT_REFUSED)  # past LitServe, which would log a traceback and exit with 0
+        except Exception:
+            log.configure("info")
+            logger.exception("worker of %s failed to start", settings.address)
+            os._exit(1)
 
 
 class MicrobatchLoop(LitLoop):

@@ -88,6 +88,27 @@ def test_a_draining_server_is_not_ready_at_once_but_still_accepts_for_the_drain_
     assert server.process.wait(timeout=15) == 0
 
 
+def test_a_request_that_outlasts_the_drain_is_told_so(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "1", "--drain-s", "1")
+    (worker,) = server.workers()
+    worker.suspend()
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(server.http.post("/v1/samples", json={"seed": 1}))
+    )
+    asking.start()
+    wait_for(lambda: server.metric("ganserve_inflight_requests") == 2)  # it, and the scrape
+
+    started = time.monotonic()
+    status = server.terminate()
+    asking.join()
+
+    assert (status, answers[0].status_code, answers[0].json()["code"]) == (0, 503, "unavailable")
+    assert "retry-after" in answers[0].headers
+    assert time.monotonic() - started < 1 + 4  # drain_s, and what ending takes
+    assert not worker.is_running()
+
+
 def test_a_second_signal_ends_a_drain_at_once(serve: Serve) -> None:
     server = serve("--model", "toy", "--drain-delay-s", "60")
     family = server.family()
@@ -121,6 +142,35 @@ def test_a_killed_worker_costs_no_request_its_image(serve: Serve) -> None:
     assert all(not isinstance(answer, Exception) and answer[0] == 200 for _, answer in answers)  # type: ignore[index]
     assert all(answer[1] == expected[seed] for seed, answer in answers if seed in expected)  # type: ignore[index]
     assert server.metric("ganserve_worker_restarts_total", model="toy") == 2
+
+
+def test_workers_that_die_together_come_back_together(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "4")
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 4)
+
+    for worker in server.workers():
+        worker.kill()
+
+    wait_for(lambda: server.metric("ganserve_worker_restarts_total", model="toy") == 4)
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 4, seconds=10)
+
+
+def test_an_artifact_damaged_while_it_is_served_ends_neither_the_server_nor_its_neighbours(
+    serve: Serve, tmp_path: Path
+) -> None:
+    artifact = publish_toy(tmp_path / "store", "toy")
+    publish_toy(tmp_path / "store", "other")
+    server = serve("--model", "toy,other", "--workers", "1", store=tmp_path / "store")
+    graph = artifact.file("model.onnx")
+    graph.write_bytes(graph.read_bytes() + b"x")
+
+    for worker in server.workers():
+        worker.kill()
+    wait_for(lambda: "model.onnx is not the file that was published" in server.log)
+    wait_for(lambda: server.metric("ganserve_worker_up", model="other") == 1)
+
+    assert server.http.post("/v1/samples", json={"model": "other", "seed": 1}).status_code == 200
+    assert server.http.get("/readyz").status_code == 503  # toy has no worker
 
 
 def test_rows_asked_for_while_every_worker_is_dead_are_made_when_one_is_back(serve: Serve) -> None:
@@ -204,6 +254,14 @@ def test_a_deadline_that_passes_is_a_504(serve: Serve) -> None:
 
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline")
     assert "50 ms" in answer.json()["error"]
+
+
+def test_a_request_larger_than_the_queue_is_too_large_not_overloaded(serve: Serve) -> None:
+    server = serve("--model", "toy", "--max-queued-rows", "10")
+
+    answer = server.http.post("/v1/samples", json={"seed": 1, "n": 11})
+
+    assert (answer.status_code, answer.json()["error"]) == (413, "max_rows is 10 rows a request, got 11")
 
 
 def test_a_full_queue_refuses_with_retry_after_and_serves_on(serve: Serve) -> None:
@@ -314,6 +372,20 @@ def test_a_port_that_is_taken_is_a_sentence(toy_store: Path) -> None:
 
     assert "port" in said
     assert "in use" in said
+
+
+def test_of_two_servers_started_at_once_on_one_port_one_serves_and_one_says_why_not(serve: Serve) -> None:
+    port = str(free_port())
+    servers = [serve("--model", "toy", "--port", port, ready=False) for _ in range(2)]
+
+    wait_for(lambda: any(server.process.poll() is not None for server in servers))
+    (loser,) = [server for server in servers if server.process.poll() is not None]
+    (winner,) = [server for server in servers if server is not loser]
+    wait_for(lambda: "ganserve serves" in winner.log)
+
+    assert loser.process.returncode != 0
+    assert f"port {port}" in loser.log
+    assert "ganserve serves" not in loser.log
 
 
 def test_settings_come_from_flag_then_environment_then_yaml(

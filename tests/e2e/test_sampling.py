@@ -177,6 +177,7 @@ def test_a_known_etag_costs_no_device_work(shared_server: Server) -> None:
 
     assert (known.status_code, known.content) == (304, b"")
     assert (head.status_code, head.headers["etag"]) == (200, etag)
+    assert "content-length" not in head.headers  # 0 would tell caches that the image is empty
     assert shared_server.metric("ganserve_images_total", model="toy") == made_before
 
 
@@ -235,6 +236,10 @@ REFUSED: list[tuple[dict[str, object], int, str]] = [
     ),
     ({"latents": [[0.0] * Z_DIM, [0.0]]}, 422, "of one length"),
     ({"latents": [[1e39] + [0.0] * (Z_DIM - 1)]}, 422, "latents must be finite in float32"),
+    ({"seeds": [1] * 1025}, 413, "max_rows is 1024 rows a request, got 1025 in seeds"),
+    ({"seeds": [-1] * 400_000}, 413, "got 400000 in seeds"),
+    ({"seeds": [-1] * 1000}, 422, "seeds[0] must be greater than or equal to 0, got -1"),
+    ({f"field{k}": [1] * 50 for k in range(5000)}, 422, "field0 is not a field of this request"),
     ({"seed": 1, "sead": 2}, 422, "sead is not a field of this request, got 2"),
     ({"seed": 1, "format": "gif"}, 422, "format must be 'png', 'jpg', 'webp' or 'npy', got 'gif'"),
     ({"seed": 1, "timeout_ms": 10**9}, 422, "timeout_ms must be at most 120000"),
@@ -244,7 +249,7 @@ REFUSED: list[tuple[dict[str, object], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "status", "sentence"), REFUSED)
+@pytest.mark.parametrize(("fields", "status", "sentence"), REFUSED, ids=[one[2] for one in REFUSED])
 def test_bad_input_gets_the_status_of_the_table_and_a_sentence(
     shared_server: Server, fields: dict[str, object], status: int, sentence: str
 ) -> None:
@@ -254,6 +259,7 @@ def test_bad_input_gets_the_status_of_the_table_and_a_sentence(
     body = answer.json()
     assert set(body) == {"error", "code", "request_id"}
     assert sentence in body["error"]
+    assert len(body["error"]) < 500
     assert body["request_id"] == answer.headers["x-request-id"]
 
 
@@ -289,6 +295,8 @@ def test_a_body_that_is_no_request_is_refused(
         ("GET", "/v1/models/nobody", 404),
         ("GET", "/v1/models/toy/x.png", 422),
         ("GET", "/v1/models/toy/4294967296.png", 422),
+        ("GET", "/v1/models/toy/007.png", 422),
+        ("GET", "/v1/models/", 404),
         ("GET", "/v1/models/toy/1.png?psi=1", 422),
         ("GET", "/v1/models/toy/walk?from=1", 422),
         ("GET", "/v1/models/toy/walk?from=1&to=2&frames=1", 422),
@@ -307,6 +315,22 @@ def test_an_accept_that_cannot_be_met_is_refused_before_any_work(shared_server: 
     answer = shared_server.http.post("/v1/samples", json={"seed": 1}, headers={"accept": "text/html"})
 
     assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
+
+
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        ("image/png", 200),
+        ("image/*", 200),
+        ("*/*", 200),
+        ("text/html, */*;q=0.1", 200),
+        ("*/*, image/png;q=0", 406),
+    ],
+)
+def test_the_most_specific_entry_of_accept_decides(shared_server: Server, accept: str, status: int) -> None:
+    answer = shared_server.http.post("/v1/samples", json={"seed": 1}, headers={"accept": accept})
+
+    assert answer.status_code == status
 
 
 def test_one_bad_request_among_good_ones_fails_alone(shared_server: Server) -> None:

@@ -111,6 +111,12 @@ def _with(**values: object) -> Callable[[dict[str, Any]], object]:
         (_with(truncation="y"), "truncation must be one of none, z, w"),
         (_with(class_names=["one"]), "class_names must be one name for each of the 10 classes"),
         (_with(schema_version=2), "schema_version must be 1, got 2"),
+        (_with(schema_version=True), "schema_version must be 1, got True"),
+        (_with(img_channels=True), r"img_channels must be 1 \(grey\) or 3"),
+        (_with(licence=5), "licence must be text, got 5"),
+        (_with(metrics=[1]), "metrics must be a list of objects"),
+        (_with(sampler=float("nan")), "the manifest must be JSON: NaN is not JSON"),
+        (_with(sampler=[]), "sampler must be an object or null"),
         (_with(colour="red"), "unknown fields: colour"),
         (_with(files={"../model.onnx": "0" * 64}), "files must be plain names"),
         (_with(files={"model.onnx": "abc"}), "64 hexadecimal digits"),
@@ -131,7 +137,7 @@ def test_a_manifest_that_breaks_a_rule_is_refused_by_name(
         store.resolve("toy")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", pytest.param("[" * 100_000, id="deep")])
 def test_a_manifest_that_is_no_json_object_is_refused(store: Store, text: str) -> None:
     (store.root / "toy/1/manifest.json").write_text(text)
 
@@ -174,8 +180,11 @@ def test_what_is_not_there_is_named_with_what_is(store: Store) -> None:
         store.resolve("nobody")
     with pytest.raises(UnknownModel, match="no version 2 of 'toy' in the store; it has: 1"):
         store.resolve("toy:2")
-    with pytest.raises(UnknownModel, match="it has: none"):
+    with pytest.raises(UnknownModel, match=r"no model named 'toy': the store .*nowhere is not a folder"):
         Store(store.root / "nowhere").resolve("toy")
+    (store.root / "empty").mkdir()
+    with pytest.raises(UnknownModel, match="it has: none"):
+        Store(store.root / "empty").resolve("toy")
 
 
 def test_an_address_is_a_name_and_perhaps_a_version() -> None:
@@ -189,6 +198,9 @@ def test_golden_rows_that_do_not_fit_the_manifest_are_damaged(store: Store) -> N
     replace(golden, images=golden.images[:, :-1]).save(artifact.file("golden.npz"))
 
     with pytest.raises(DamagedArtifact, match="must hold images uint8"):
+        Golden.load(artifact.file("golden.npz"), artifact.manifest)
+    replace(golden, class_idx=golden.class_idx + 50).save(artifact.file("golden.npz"))
+    with pytest.raises(DamagedArtifact, match="class_idx and truncation_psi in their ranges"):
         Golden.load(artifact.file("golden.npz"), artifact.manifest)
     artifact.file("golden.npz").write_bytes(b"not a zip")
     with pytest.raises(DamagedArtifact, match="cannot be read"):

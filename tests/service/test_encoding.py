@@ -66,5 +66,8 @@ def test_containers_name_each_image() -> None:
     with zipfile.ZipFile(io.BytesIO(pack_zip(images, "png"))) as archive:
         assert archive.namelist() == ["seed0000000001.png", "seed0000000002.png"]
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    again = [EncodedImage("seed0000000007", 7, class_idx, b"data") for class_idx in range(3)]
+    with zipfile.ZipFile(io.BytesIO(pack_zip(again, "png"))) as archive:
+        assert archive.namelist() == ["seed0000000007.png", "seed0000000007-2.png", "seed0000000007-3.png"]
     entry = json.loads(pack_json(images, "webp"))["images"][1]
     assert entry == {"seed": 2, "class_idx": None, "media_type": "image/webp", "data": "ZGF0YQ=="}

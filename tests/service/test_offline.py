@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from toy import publish_toy
 
 from service.__main__ import main
 
@@ -40,7 +41,7 @@ def test_a_run_repeated_with_other_ranges_gives_the_same_bytes(toy_store: Path, 
         (("--model", "plain", "--seeds", "1", "--class-idx", "0"), "the model has no classes"),
         (("--model", "plain", "--seeds", "1", "--truncation-psi", "0.5"), "the model has no truncation"),
         (("--model", "nobody", "--seeds", "1"), "no model named 'nobody' in the store; it has: plain, toy"),
-        (("--model", "toy", "--seeds", "1", "--threads", "0"), "threads must be at least 1, got 0"),
+        (("--model", "toy", "--seeds", "1", "--threads", "0"), "threads must be between 1 and 256, got 0"),
     ],
 )
 def test_what_cannot_be_made_is_a_sentence_and_status_2(
@@ -61,6 +62,18 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(
 
     assert status == 2
     assert "out must be a folder that can be written: Not a directory" in capsys.readouterr().err
+
+
+def test_models_fails_for_a_missing_store_and_a_damaged_artifact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = publish_toy(tmp_path / "store")
+    artifact.file("model.onnx").write_bytes(b"cut")
+
+    assert main(["models", "--store", str(tmp_path / "nowhere")]) == 2
+    assert "store must be a folder" in capsys.readouterr().err
+    assert main(["models", "--store", str(tmp_path / "store")]) == 1
+    assert "toy:1  damaged: toy:1: model.onnx is not the file that was published" in capsys.readouterr().out
 
 
 def test_models_lists_a_store_and_names_what_is_damaged(

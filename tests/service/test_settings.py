@@ -50,7 +50,7 @@ def test_a_setting_that_breaks_a_rule_is_a_sentence(flags: tuple[str, ...], sent
         load(*flags)
 
 
-@pytest.mark.parametrize("text", ["- a list", "port: [", "just text"])
+@pytest.mark.parametrize("text", ["- a list", "port: [", "just text", "1: toy"])
 def test_a_config_that_is_no_mapping_is_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
 
