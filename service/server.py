@@ -172,7 +172,20 @@ class GanServer(LitServer):
 
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
         self._api_processes = list(uvicorn_workers.values())
-        Supervisor(self, self._api_processes).start()
+        Supervisor(
+            self._api_processes,
+            self.inference_workers,
+            start_worker=self._start_worker,
+            was_ready=self.was_ready.is_set,
+            is_over=lambda: self.draining or self.failure is not None,
+            fail=self.fail,
+        ).start()
+
+    def _start_worker(self, index: int) -> Any:
+        """A new process for place `index` of LitServe's one list of all models' workers."""
+        apis: list[GeneratorAPI] = list(self.litapi_connector)
+        workers_a_model = len(self.inference_workers) // len(apis)
+        return self.launch_single_inference_worker(apis[index // workers_a_model], index % workers_a_model)
 
     def _start_server(
         self,

@@ -215,19 +215,23 @@ def test_an_idle_server_uses_under_two_percent_of_a_core(serve: Serve) -> None:
     assert used / seconds < 0.02
 
 
+# One row a run, on one worker: a request of 100,000 rows takes long enough to be left.
+SLOW = [
+    "--model",
+    "toy",
+    "--workers",
+    "1",
+    "--max-microbatch",
+    "1",
+    "--max-queued-rows",
+    "200000",
+    "--max-rows",
+    "100000",
+]
+
+
 def test_a_caller_that_leaves_frees_its_rows(serve: Serve) -> None:
-    server = serve(
-        "--model",
-        "toy",
-        "--workers",
-        "1",
-        "--max-microbatch",
-        "1",
-        "--max-queued-rows",
-        "200000",
-        "--max-rows",
-        "100000",
-    )
+    server = serve(*SLOW)
 
     with pytest.raises(httpx.ReadTimeout):
         server.http.post("/v1/samples", json={"seed": 0, "n": 100_000, "format": "npy"}, timeout=0.3)
@@ -237,18 +241,7 @@ def test_a_caller_that_leaves_frees_its_rows(serve: Serve) -> None:
 
 
 def test_a_deadline_that_passes_is_a_504(serve: Serve) -> None:
-    server = serve(
-        "--model",
-        "toy",
-        "--workers",
-        "1",
-        "--max-microbatch",
-        "1",
-        "--max-queued-rows",
-        "200000",
-        "--max-rows",
-        "100000",
-    )
+    server = serve(*SLOW)
 
     answer = server.http.post("/v1/samples", json={"seed": 0, "n": 100_000, "timeout_ms": 50})
 
