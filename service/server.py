@@ -72,6 +72,8 @@ def serve(settings: Settings) -> int:
             access_log=False,
             server_header=False,
         )
+    except SystemExit:  # uvicorn's way to say that it cannot bind: another server was faster than we
+        raise StartError(f"port {settings.port} of {settings.host} cannot be had: another took it") from None
     except KeyboardInterrupt:  # before LitServe waits for it, or a second one during the drain
         server.kill_children()
         return 1 if server.draining else 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from server_process import GANSERVE, Server, free_port
+from server_process import GANSERVE, Server, free_port, wait_for
 from toy import publish_toy
 
 Serve = Callable[..., Server]
@@ -45,13 +45,6 @@ def load(
     for thread in threads:
         thread.start()
     return threads, answers
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -123,6 +116,7 @@ def test_a_second_signal_ends_a_drain_at_once(serve: Serve) -> None:
 
 def test_a_killed_worker_costs_no_request_its_image(serve: Serve) -> None:
     server = serve("--model", "toy", "--workers", "2")
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 2)
     expected = {
         seed: server.http.post("/v1/samples", json={"seed": seed, "n": 2, "format": "npy"}).content
         for seed in range(8, 40)

@@ -7,13 +7,14 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from server_process import Server
+from server_process import Server, wait_for
 
 Serve = Callable[..., Server]
 
 
 def test_metrics_count_what_was_asked_and_made(serve: Serve) -> None:
     server = serve("--model", "toy", "--workers", "2")
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 2)
     server.http.post("/v1/samples", json={"seed": 1, "n": 40, "format": "npy"})
     server.http.post("/v1/samples", json={"seed": 1})
     server.http.post("/v1/samples", json={"seed": -1})
@@ -34,7 +35,6 @@ def test_metrics_count_what_was_asked_and_made(serve: Serve) -> None:
     assert server.metric("ganserve_worker_busy_seconds_total", model="toy") > 0
     assert server.metric("ganserve_queue_seconds_count", model="toy") == 3
     assert server.metric("ganserve_encode_seconds_count", format="png") == 2
-    assert server.metric("ganserve_worker_up", model="toy") == 2
     assert server.metric("ganserve_queued_rows", model="toy") == 0
     assert server.metric("ganserve_model_info", digest=digest, provider="CPUExecutionProvider") == 1
     assert server.metric("ganserve_inflight_requests") == 1  # this scrape

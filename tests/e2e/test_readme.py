@@ -93,8 +93,9 @@ def test_the_curl_commands_save_images(shipped: Server, tmp_path: Path) -> None:
     for saved in ("sneaker.png", "images.zip", "seed42.png"):
         run(at(shipped, block("bash", saved)), tmp_path)
 
-    assert Image.open(tmp_path / "sneaker.png").size == (32, 32)
-    assert Image.open(tmp_path / "seed42.png").size == (32, 32)
+    for saved in ("sneaker.png", "seed42.png"):
+        with Image.open(tmp_path / saved) as image:
+            assert image.size == (32, 32)
     assert (tmp_path / "images.zip").read_bytes()[:2] == b"PK"
 
 
@@ -164,4 +165,5 @@ def test_every_setting_in_the_table_exists_with_its_default() -> None:
 
 def test_the_pictures_are_there() -> None:
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert np.asarray(Image.open(ROOT / picture)).size > 10_000
+        with Image.open(ROOT / picture) as image:
+            assert np.asarray(image).size > 10_000
