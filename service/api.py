@@ -19,7 +19,16 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from models.errors import show
 from models.sampling import MAX_SEED, check_seed, latents_from_seeds, seeds_text, slerp
 from service import __version__
-from service.encoding import IMAGE_FORMATS, MEDIA_TYPES, Format, encode_npy, encode_walk, pack_json, pack_zip
+from service.encoding import (
+    IMAGE_FORMATS,
+    MEDIA_TYPES,
+    EncodedImage,
+    Format,
+    encode_npy,
+    encode_walk,
+    pack_json,
+    pack_zip,
+)
 from service.errors import DeadlineExceeded, InvalidField, StaleDigest, TooLarge, Unavailable
 from service.http_errors import add_error_handlers
 from service.http_log import facts_of
@@ -28,7 +37,7 @@ from service.openapi import IMAGE_DOC, SAMPLES_DOC, WALK_DOC, doc
 from service.pages import add_pages
 from service.provenance import DIGEST_DIGITS, ImageAddress
 from service.rows import Rows
-from service.sampler import ModelSampler, Sample
+from service.sampler import ModelSampler, Timing
 from service.schema import ImageQuery, SampleRequest, WalkQuery, parse_query, parse_sample_request
 from service.serving import Serving
 
@@ -88,13 +97,14 @@ class _Routes:
         rows = _rows_of(wanted, sampler)
         async with self._answering(request, wanted.timeout_ms):
             if wanted.format == "npy":
-                sample = await sampler.pixels(rows, "samples")
-                assert sample.pixels is not None
-                data = await asyncio.to_thread(encode_npy, sample.pixels)
+                pixels, timing = await sampler.pixels(rows, "samples")
+                data = await asyncio.to_thread(encode_npy, pixels)
             else:
-                sample = await sampler.encoded(rows, wanted.format, "samples")
-                data = await asyncio.to_thread(_pack, sample, wanted)
-        return _answer(request, sampler, data, media_type, sample, rows)
+                images, timing = await sampler.encoded(rows, wanted.format, "samples")
+                data = (
+                    images[0].data if _is_single(wanted) else await asyncio.to_thread(_pack, images, wanted)
+                )
+        return _answer(request, sampler, data, media_type, timing, rows)
 
     async def image(self, request: Request, model: str, file: str) -> Response:
         name, at, digits = model.partition("@")
@@ -133,8 +143,8 @@ class _Routes:
             del response.headers["content-length"]  # 0 would say that the image is empty
             return response
         async with self._answering(request):
-            sample = await sampler.encoded(rows, fmt, "image")
-        response = _answer(request, sampler, sample.images[0].data, media_type, sample, rows)
+            (made,), timing = await sampler.encoded(rows, fmt, "image")
+        response = _answer(request, sampler, made.data, media_type, timing, rows)
         response.headers.update(headers)
         return response
 
@@ -156,10 +166,9 @@ class _Routes:
             query.truncation_psi,
         )
         async with self._answering(request):
-            sample = await sampler.pixels(rows, "walk")
-            assert sample.pixels is not None
-            data = await asyncio.to_thread(encode_walk, sample.pixels, query.frame_ms)
-        return _answer(request, sampler, data, media_type, sample, rows)
+            pixels, timing = await sampler.pixels(rows, "walk")
+            data = await asyncio.to_thread(encode_walk, pixels, query.frame_ms)
+        return _answer(request, sampler, data, media_type, timing, rows)
 
     @asynccontextmanager
     async def _answering(self, request: Request, timeout_ms: int | None = None) -> AsyncIterator[None]:
@@ -261,10 +270,15 @@ def _parse_image_file(file: str) -> tuple[int, Format]:
     return check_seed(int(match[1])), fmt
 
 
+def _is_single(wanted: SampleRequest) -> bool:
+    """The answer is one image as it is, in no container."""
+    return wanted.container is None and wanted.row_count == 1
+
+
 def _media_type_of(wanted: SampleRequest) -> str:
     if wanted.format == "npy":
         return MEDIA_TYPES["npy"]
-    if wanted.container is None and wanted.row_count == 1:
+    if _is_single(wanted):
         return MEDIA_TYPES[wanted.format]
     return MEDIA_TYPES[wanted.container or "zip"]
 
@@ -272,25 +286,23 @@ def _media_type_of(wanted: SampleRequest) -> str:
 # -- answers --------------------------------------------------------------------------------------
 
 
-def _pack(sample: Sample, wanted: SampleRequest) -> bytes:
-    if wanted.container is None and len(sample.images) == 1:
-        return sample.images[0].data
+def _pack(images: list[EncodedImage], wanted: SampleRequest) -> bytes:
     pack = pack_json if wanted.container == "json" else pack_zip
-    return pack(sample.images, wanted.format)
+    return pack(images, wanted.format)
 
 
 def _answer(
-    request: Request, sampler: ModelSampler, data: bytes, media_type: str, sample: Sample, rows: Rows
+    request: Request, sampler: ModelSampler, data: bytes, media_type: str, timing: Timing, rows: Rows
 ) -> Response:
-    headers = {"X-Model-Digest": sampler.artifact.digest, "Server-Timing": sample.timing.header()}
+    headers = {"X-Model-Digest": sampler.artifact.digest, "Server-Timing": timing.header()}
     if rows.latents is None:
         seeds = seeds_text(rows.seeds.tolist())
         if len(seeds) <= _MAX_SEEDS_HEADER_BYTES:
             headers["X-Seeds"] = seeds
     facts_of(request).update(
-        queue_ms=round(sample.timing.queue_s * 1000, 2),
-        device_ms=round(sample.timing.device_s * 1000, 2),
-        encode_ms=round(sample.timing.encode_s * 1000, 2),
+        queue_ms=round(timing.queue_s * 1000, 2),
+        device_ms=round(timing.device_s * 1000, 2),
+        encode_ms=round(timing.encode_s * 1000, 2),
     )
     return Response(data, media_type=media_type, headers=headers)
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -44,17 +44,6 @@ class Timing:
         return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in parts.items())
 
 
-@dataclass
-class Sample:
-    """What became of one request's rows."""
-
-    timing: Timing = field(default_factory=Timing)
-    images: list[EncodedImage] = field(default_factory=list)
-    """In the order of the rows; filled by `ModelSampler.encoded`."""
-    pixels: npt.NDArray[np.uint8] | None = None
-    """[N, H, W, C]; filled by `ModelSampler.pixels`."""
-
-
 class ModelSampler:
     """Makes the images of one served model."""
 
@@ -72,35 +61,35 @@ class ModelSampler:
         device = self.dispatcher.device
         return None if device is None else render_id(device.provider, device.runtime_version)
 
-    async def pixels(self, rows: Rows, source: str) -> Sample:
-        """Make the pixels of `rows`. Raises Overloaded, Unavailable, WorkerCrashed."""
-        sample = Sample()
+    async def pixels(self, rows: Rows, source: str) -> tuple[npt.NDArray[np.uint8], Timing]:
+        """Make the pixels [N, H, W, C] of `rows`. Raises Overloaded, Unavailable, WorkerCrashed."""
+        timing = Timing()
         images = np.empty((len(rows), *self.artifact.manifest.img_shape), dtype=np.uint8)
-        async for portion in self._portions(rows, sample.timing):
+        async for portion in self._portions(rows, timing):
             images[portion.start : portion.start + len(portion.images)] = portion.images
-        sample.pixels = images
         self._metrics.images.labels(self.dispatcher.name, source).inc(len(rows))
-        return sample
+        return images, timing
 
-    async def encoded(self, rows: Rows, fmt: Format, source: str) -> Sample:
-        """Make the image files of `rows`. Raises as `pixels` does."""
-        sample = Sample()
+    async def encoded(self, rows: Rows, fmt: Format, source: str) -> tuple[list[EncodedImage], Timing]:
+        """Make the image files of `rows`, in their order. Raises as `pixels` does."""
+        timing = Timing()
+        images: list[EncodedImage] = []
         loop = asyncio.get_running_loop()
         jobs: list[tuple[int, asyncio.Future[tuple[list[EncodedImage], float]]]] = []
         try:
-            async for portion in self._portions(rows, sample.timing):
+            async for portion in self._portions(rows, timing):
                 job = loop.run_in_executor(self._encoders, self._encode, rows, portion, fmt)
                 jobs.append((portion.start, job))
             for _, job in sorted(jobs, key=lambda one: one[0]):
-                images, encode_s = await job
-                sample.images += images
-                sample.timing.encode_s += encode_s
+                encoded, encode_s = await job
+                images += encoded
+                timing.encode_s += encode_s
         finally:
             for _, job in jobs:
                 job.cancel()  # what has not begun when the request ends early
-        self._metrics.encode_seconds.labels(fmt).observe(sample.timing.encode_s)
+        self._metrics.encode_seconds.labels(fmt).observe(timing.encode_s)
         self._metrics.images.labels(self.dispatcher.name, source).inc(len(rows))
-        return sample
+        return images, timing
 
     async def _portions(self, rows: Rows, timing: Timing) -> AsyncIterator[Portion]:
         """Submit `rows` and yield their portions; whatever ends the request, no row of it keeps waiting."""
