@@ -1,7 +1,7 @@
 """Golden rows: seeds, parameters and the exact pixels an artifact must give.
 
-Written at export from ONNX Runtime's CPU provider; replayed by `gantrain verify`, by
-`ganserve verify --deep` and, a few rows, when a worker starts.
+Written at export from ONNX Runtime's CPU provider; replayed by `gantrain verify` and, a few rows,
+when a worker starts.
 """
 
 from __future__ import annotations

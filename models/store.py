@@ -144,11 +144,14 @@ class Store:
         """
         name, version = parse_address(address)
         if not self.root.is_dir():
-            raise UnknownModel(f"no model named {show(name)}: the store {self.root} is not a folder")
+            raise UnknownModel(
+                f"no model named {show(name)}: the store {self.root} is not a folder; --store names another"
+            )
         versions = self.versions(name)
         if not versions:
             raise UnknownModel(
-                f"no model named {show(name)} in the store; it has: {', '.join(self.names()) or 'none'}"
+                f"no model named {show(name)} in the store {self.root}; "
+                f"it has: {', '.join(self.names()) or 'none'}"
             )
         if version is None:
             version = versions[-1]

@@ -9,9 +9,9 @@ is left behind) and guarded twice: the peer must run as our user and show the se
     API -> worker   run      {"run": id, "slot", "rows"}
     worker -> API   done     {"done": id, "device_s", "started": monotonic}   or {"failed": id, "error"}
 
-Nothing is pickled. DESIGN's sketch sent these through LitServe's manager queues; a worker killed
-while it blocks on such a queue makes the manager swallow the next message, and each microbatch
-costs four calls to a further process.
+Nothing is pickled. LitServe would send these through its manager queues, where a worker killed
+while it waits makes the manager swallow the next message, and each microbatch costs four calls to
+a further process.
 """
 
 from __future__ import annotations

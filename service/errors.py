@@ -6,10 +6,11 @@
     ├── UnknownMediaType  the request's content type is not one we read
     ├── NotAcceptable     nothing we could answer with is in the caller's `Accept`
     ├── TooLarge          more rows or bytes than a limit
-    ├── NotServed         the model, version or digest is not served here
+    ├── NotServed         the model or version is not served here
     ├── StaleDigest       the address names a digest that is not served
-    ├── Overloaded        the queue is full; carries when to try again
-    ├── Unavailable       loading or draining; carries when to try again
+    ├── RetryableError    not now; carries when to try again
+    │   ├── Overloaded    the queue is full
+    │   └── Unavailable   loading or draining
     ├── DeadlineExceeded  the caller's time ran out
     └── WorkerCrashed     these rows killed every worker that took them
 

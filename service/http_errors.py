@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from models.errors import ContractError, InvalidValue, UnknownModel
+from models.errors import ContractError, InvalidValue, show
 from service.errors import (
     DeadlineExceeded,
     InvalidField,
@@ -35,7 +35,6 @@ from service.http_request import CallerLeft
 STATUS: Final[dict[type[Exception], tuple[int, str]]] = {
     MalformedBody: (400, "bad_request"),
     NotServed: (404, "not_found"),
-    UnknownModel: (404, "not_found"),
     NotAcceptable: (406, "not_acceptable"),
     StaleDigest: (409, "digest_not_served"),
     TooLarge: (413, "too_large"),
@@ -60,7 +59,13 @@ def add_error_handlers(app: FastAPI) -> None:
     async def router_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = _ROUTER_CODES.get(error.status_code, "bad_request")
-        return _error_body(request, error.status_code, code, str(error.detail), error.headers)
+        message = str(error.detail)
+        if error.status_code == 404:
+            message = f"no route {show(request.url.path)}; /docs lists them"
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            message = f"method must be {allowed} for {show(request.url.path)}, got {request.method}"
+        return _error_body(request, error.status_code, code, message, error.headers)
 
     async def caller_left(request: Request, error: Exception) -> Response:
         return Response(status_code=_CALLER_LEFT)

@@ -1,19 +1,20 @@
-"""Structured logs: one JSON object a line on stderr. Ids and times, never pixels or bodies."""
+"""Structured logs: one JSON object a line on stderr. Ids and times, never pixels."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON line; `extra={"facts": {...}}` adds fields."""
+    """A record as one JSON line, in UTC; `extra={"facts": {...}}` adds fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

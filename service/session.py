@@ -21,7 +21,7 @@ from service.errors import StartError
 from service.settings import Accelerator
 
 _PROVIDERS: Final[dict[Accelerator, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_WAY_OUT: Final = "install exactly one: pip install 'ganserve[cpu]' or pip install 'ganserve[gpu]'"
+_WAY_OUT: Final = "install exactly one of the extras 'cpu' and 'gpu': pip install -e '.[cpu]' in a clone"
 _FATAL_ONLY: Final = 4  # ONNX Runtime's log severity: it warns of a missing GPU, we raise instead
 
 
@@ -88,7 +88,7 @@ def check_runtime(accelerator: Accelerator) -> str:
     if accelerator == "cuda" and "onnxruntime-gpu" not in versions:
         raise StartError(
             "accelerator cuda was asked for, but the installed ONNX Runtime is the CPU one: "
-            "pip uninstall -y onnxruntime, then pip install 'ganserve[gpu]'"
+            "pip uninstall -y onnxruntime, then install the extra 'gpu'"
         )
     return next(iter(versions.values()))
 

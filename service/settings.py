@@ -185,8 +185,8 @@ def _sentence(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown setting {name}; see ganserve serve --help"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{name}: {message}, got {show(error['input'])}" if name else message
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+    return f"{name} {message}, got {show(error['input'])}" if name else message
 
 
 def usable_cpus() -> int:

@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from models.errors import ContractError, DamagedArtifact, InvalidValue, show
@@ -147,6 +148,7 @@ def _config_of(options: argparse.Namespace) -> TrainConfig:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gantrain", description="Train a generator, publish it, prove it.")
+    parser.add_argument("--version", action="version", version=f"gantrain {version('ganserve')}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     train = verbs.add_parser("train", help="train, or go on with a run: the same command resumes")

@@ -87,7 +87,7 @@ def _serving(manifest: Manifest) -> str:
 
 ```
 ganserve serve --store STORE --model {manifest.name}:{manifest.version}
-curl -o image.png http://127.0.0.1:8000/v1/models/{manifest.name}/42.png
+curl -L -o image.png http://127.0.0.1:8000/v1/models/{manifest.name}/42.png
 ```
 
 A seed names an image: its latents are the first {manifest.z_dim} draws of `RandomState(seed).randn`, \
@@ -103,6 +103,6 @@ def _proof(manifest: Manifest) -> str:
 gantrain verify {manifest.name}:{manifest.version} --store STORE
 ```
 
-replays the rows of `golden.npz`, pixel for pixel. At export the graph (opset {facts["opset"]}, \
-{facts["precision"]}) was at most {levels} of 255 grey levels away from torch, in batches of \
-{", ".join(map(str, sizes))} rows."""
+replays the rows of `golden.npz` and says whether they are bit-exact on this machine. At export the \
+graph (opset {facts["opset"]}, {facts["precision"]}) was at most {levels} of 255 grey levels \
+away from torch, in batches of {", ".join(map(str, sizes))} rows."""

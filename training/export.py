@@ -27,7 +27,7 @@ from models.manifest import GOLDEN_FILE, GRAPH_FILE, Manifest
 from models.sampling import MAX_SEED, latents_from_seeds
 from models.store import Artifact, Store
 from training.card import CARD_FILE, PREVIEW_FILE, write_card
-from training.graph import check_graph, opset_of
+from training.graph import check_graph, opset_of, strip_trace
 from training.graph_session import ONNXRUNTIME_VERSION, GraphSession
 from training.grid import DEFAULT_COLUMNS, save_grid
 from training.presets import train_command
@@ -82,7 +82,9 @@ def write_graph(servable: nn.Module, rows: tuple[Tensor, ...], path: Path) -> No
             verbose=False,
         )
     assert program is not None
-    program.save(path, external_data=False)
+    model = program.model_proto
+    strip_trace(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def check_graph_file(path: Path, manifest: Manifest, reference: Render) -> tuple[GraphSession, int]:
@@ -147,7 +149,7 @@ def _manifest_of(snapshot: Snapshot, name: str, version: int, licence: str) -> M
         truncation="z",
         licence=f"{licence} (data: {data['licence'] or 'unknown'})",
         training={
-            "command": train_command(config, threads=snapshot.environment["threads"]),
+            "command": train_command(config, data["name"], threads=snapshot.environment["threads"]),
             "config": config.to_dict(),
             "data": data,
             "environment": snapshot.environment,

@@ -28,6 +28,16 @@ def check_graph(model: onnx.ModelProto) -> None:
         _check_symbolic_batch(value)
 
 
+def strip_trace(model: onnx.ModelProto) -> None:
+    """Remove what the exporter tells of the trace: stack traces, and with them paths of this machine.
+
+    What is left depends on the weights and the code alone, so equal runs give equal digests.
+    """
+    for owner in (model, model.graph, *model.functions, *_nodes(model), *_values(model)):
+        del owner.metadata_props[:]
+        owner.doc_string = ""
+
+
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the default ONNX operator set that `model` was written for."""
     return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
@@ -39,9 +49,23 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     while pending:
         node = pending.pop()
         yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                pending.extend(graph.node)
+        for graph in _graphs(node):
+            pending.extend(graph.node)
+
+
+def _values(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto | onnx.TensorProto]:
+    for graph in (model.graph, *(graph for node in _nodes(model) for graph in _graphs(node))):
+        yield from (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for function in model.functions:
+        yield from function.value_info
+
+
+def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes: branches of If, bodies of Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _constants(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> dict[str, bool]:

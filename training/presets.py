@@ -12,6 +12,7 @@ from typing import Final
 
 from models.errors import InvalidValue, show
 from training.config import TrainConfig
+from training.data.fashion_mnist import NAME as DEFAULT_DATA
 
 
 def fashion_mnist() -> TrainConfig:
@@ -46,10 +47,15 @@ def preset(name: str) -> TrainConfig:
     return PRESETS[name]()
 
 
-def train_command(config: TrainConfig, threads: int) -> str:
-    """Return the command that trains `config` again: its preset, and every field that differs from it."""
+def train_command(config: TrainConfig, data_name: str, threads: int) -> str:
+    """Return the command that trains `config` again: its preset, and every field that differs from it.
+
+    DATA stands for the data set where it is not the one that is used without `--data`.
+    """
     base = preset(config.preset)
     words = ["gantrain", "train", "--preset", config.preset, "--run-dir", "RUN_DIR"]
+    if data_name != DEFAULT_DATA:
+        words += ["--data", "DATA"]
     words += ["--total-kimg", f"{config.total_kimg:g}", "--seed", str(config.seed), "--threads", str(threads)]
     for name in config.differences(base):
         if name not in ("total_kimg", "seed"):

@@ -1,6 +1,7 @@
 """README's commands work as printed.
 
-Each block of commands is taken from README.md and run. What is changed is only what a test must
+The blocks of commands are taken from README.md and run; .ci/run runs the second set-up command, and
+the benchmark is run by hand. What is changed is only what a test must
 change: the port, the length of a training run, and which environment's programs `.venv/bin/` names.
 """
 
@@ -130,7 +131,7 @@ def test_train_export_verify_and_serve_work_as_printed(tmp_path: Path, free_log:
     assert shortened != "\n".join(commands)
 
     run(here(shortened), tmp_path)
-    flags = shlex.split(serve)[2:]
+    flags = shlex.split(serve.removesuffix(" --port 8001"))[2:]
     server = Server(None, *flags, cwd=tmp_path, log=free_log()).wait_until_ready()
     try:
         answer = httpx.post(f"{server.url}/v1/samples", json={"seed": 0, "n": 20, "format": "npy"})

@@ -30,6 +30,7 @@ def test_the_version_is_the_one_that_was_read() -> None:
         "verify_worker_status",
         "launch_inference_worker",
         "launch_single_inference_worker",
+        "_start_server",
         "_start_worker_monitoring",
         "_perform_graceful_shutdown",
         "lifespan",

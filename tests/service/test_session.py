@@ -92,9 +92,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, *distributions: str) -> None:
 
 def test_no_runtime_and_both_runtimes_are_sentences_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch)
-    with pytest.raises(
-        StartError, match=r"no ONNX Runtime is installed; install exactly one: .*ganserve\[cpu\]"
-    ):
+    with pytest.raises(StartError, match=r"no ONNX Runtime is installed; install exactly one of the extras"):
         check_runtime("cpu")
 
     installed(monkeypatch, "onnxruntime", "onnxruntime-gpu")

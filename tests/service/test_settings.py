@@ -38,9 +38,9 @@ def test_every_setting_is_a_flag() -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--port", "80"), "port: Input should be greater than or equal to 1024, got '80'"),
-        (("--host", "example"), "host: Input should be '127.0.0.1', '0.0.0.0' or '::', got 'example'"),
-        (("--max-rows", "many"), "max_rows: Input should be a valid integer.*got 'many'"),
+        (("--port", "80"), "port must be greater than or equal to 1024, got '80'"),
+        (("--host", "example"), "host must be '127.0.0.1', '0.0.0.0' or '::', got 'example'"),
+        (("--max-rows", "many"), "max_rows must be a valid integer.*got 'many'"),
         (("--timeout-ms", "200000"), r"timeout_ms must be at most max_timeout_ms \(120000\), got 200000"),
         (("--config", "/nowhere.yaml"), "config must be a readable file: No such file or directory"),
     ],

@@ -201,7 +201,11 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
             "--data must name a folder or a zip file, got 'nowhere'",
         ),
         (["export", "nowhere", "--name=toy"], 2, "nowhere has no snapshot.pt: nothing was trained there yet"),
-        (["verify", "toy"], 2, "no model named 'toy': the store store is not a folder"),
+        (
+            ["verify", "toy"],
+            2,
+            "no model named 'toy': the store store is not a folder",
+        ),
         (["verify", "toy:x"], 2, "version must be an integer between 1 and 999999999, got 'x'"),
         (
             ["grid", "toy", "--seeds=9-1", "--out=g.png"],

@@ -70,9 +70,10 @@ def test_every_preset_names_itself_and_says_what_it_is(name: str) -> None:
 def test_the_command_of_a_config_names_every_field_that_its_preset_does_not_set() -> None:
     config = preset("fashion-mnist").override({"total_kimg": "1", "seed": "3", "z_dim": "8"})
 
-    command = train_command(config, threads=1)
+    command = train_command(config, "fashion-mnist", threads=1)
 
     assert command == (
         "gantrain train --preset fashion-mnist --run-dir RUN_DIR "
         "--total-kimg 1 --seed 3 --threads 1 --set z_dim=8"
     )
+    assert "--data DATA" in train_command(config, "my-images", threads=1)

@@ -56,6 +56,19 @@ def test_an_artifact_is_one_graph_with_its_proof_and_its_card(artifact: Artifact
     artifact.verify()
 
 
+def test_the_same_run_exports_to_the_same_digest_and_tells_no_path_of_this_machine(
+    run: RunFolder, artifact: Artifact, tmp_path: Path
+) -> None:
+    again = export_run(run, Store(tmp_path), name="toy", licence="Apache-2.0")
+
+    assert again.digest == artifact.digest
+    for file in artifact.manifest.files:
+        content = artifact.file(file).read_bytes()
+        assert str(Path(torch.__file__).parent.parent).encode() not in content
+        assert str(Path(__file__).parent).encode() not in content
+    assert b"stack_trace" not in artifact.file(GRAPH_FILE).read_bytes()
+
+
 def test_the_manifest_says_how_it_was_trained_and_exported(artifact: Artifact) -> None:
     manifest = Manifest.from_json((artifact.path / MANIFEST_FILE).read_bytes())
 

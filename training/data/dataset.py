@@ -89,7 +89,7 @@ class Dataset:
         if max(height, width) > img_resolution:
             raise DataError(
                 f"images must be at most img_resolution ({img_resolution}) on each side, "
-                f"those of {self.name} are {width}×{height}"
+                f"those of {self.name} are {width}×{height}: give --set img_resolution=R"
             )
         top, left = (img_resolution - height) // 2, (img_resolution - width) // 2
         margins = (

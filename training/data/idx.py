@@ -50,8 +50,3 @@ def parse_idx(content: bytes, label: str) -> npt.NDArray[np.uint8]:
             f"{label} must hold {math.prod(shape)} values after its header ({shape}), it holds {values.size}"
         )
     return values.reshape(shape)
-
-
-def read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """Return the array in an IDX file. Raises DataError."""
-    return parse_idx(read_bytes(path), str(path))
