@@ -217,9 +217,8 @@ class Dispatcher:
 
     def _done(self, worker: Worker, message: dict[str, Any]) -> None:
         batch, slot = worker.running.pop(message["done"])
-        images = (
-            worker.slots[slot].images[: batch.rows].copy()
-        )  # [rows, H, W, C]; the slot is free after this
+        images = worker.slots[slot].images[: batch.rows].copy()  # [rows, H, W, C]
+        # The pixels are ours now, so the slot may take the next microbatch.
         worker.free_slots.append(slot)
         device_s = message["device_s"]
         self._size.measured(batch.rows, device_s)

@@ -53,6 +53,8 @@ _CALLER_LEFT: Final = 499  # never seen by anyone; it marks the request in log a
 
 
 def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error of `app`, the router's own too, with the one form of body."""
+
     async def domain_error(request: Request, error: Exception) -> Response:
         return _error_response(request, error)
 

@@ -51,7 +51,7 @@ def sample_to_folder(
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="encode") as encoders:
         for start in range(0, len(seeds), microbatch):
             rows = Rows.of_seeds(manifest, seeds[start : start + microbatch], class_idx, truncation_psi)
-            latents = rows.drawn_latents(sampler, 0, len(rows))
+            latents = rows.drawn_latents(sampler)  # [n, z_dim] float32
             images = session.run(latents, rows.class_idx, rows.truncation_psi)  # [n, H, W, C] uint8
             pending.append(encoders.submit(_write, artifact, rows, images, out, fmt))
             if len(pending) > 4:  # encoding must not fall behind without bound

@@ -93,11 +93,9 @@ class Rows:
         seed = int(self.seeds[row])
         return None if seed == LATENTS_GIVEN else seed
 
-    def drawn_latents(self, sampler: LatentSampler, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Latents [stop - start, z_dim] of some rows, drawn from their seeds where not given."""
-        if self.latents is not None:
-            return self.latents[start:stop]
-        return sampler.draw(self.seeds[start:stop])
+    def drawn_latents(self, sampler: LatentSampler) -> npt.NDArray[np.float32]:
+        """Latents [N, z_dim] of the rows, drawn from their seeds where not given."""
+        return sampler.draw(self.seeds) if self.latents is None else self.latents
 
     def name(self, row: int) -> str:
         """What a file of this row is called, without its ending: `seed0000000042`, `row00007`."""

@@ -1,7 +1,8 @@
 """How fast the service is beside what the machine could do: one run, so that the ratio holds.
 
 Starts `ganserve serve`, asks it from a client process of few instructions an answer, and measures
-in the same run what the same graph costs in this process at full batch, without HTTP.
+in the same run what the same work costs in this process without HTTP, in batches of 16 (of 1 for one
+client).
 
     python tests/bench/serving.py [--model NAME] [--store DIR] [--seconds S]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -17,6 +19,10 @@ import psutil
 import pytest
 from server_process import GANSERVE, Server, free_port, wait_for
 from toy import publish_toy
+
+from models.golden import Golden
+from models.manifest import GOLDEN_FILE, GRAPH_FILE
+from models.store import Store
 
 Serve = Callable[..., Server]
 
@@ -313,6 +319,22 @@ def test_a_damaged_artifact_is_never_served(tmp_path: Path) -> None:
     said = refused_start("--store", str(tmp_path), "--model", "toy")
 
     assert "toy:1: model.onnx is not the file that was published" in said
+
+
+def test_a_worker_that_cannot_start_says_why_and_five_deaths_end_the_server(tmp_path: Path) -> None:
+    sound = publish_toy(tmp_path / "sound")
+    golden = Golden.load(sound.file(GOLDEN_FILE), sound.manifest)
+    with Store(tmp_path / "broken").draft("toy") as draft:  # it says 11 classes, its graph has 10
+        shutil.copy(sound.file(GRAPH_FILE), draft.path)
+        replace(golden, class_idx=golden.class_idx * 0 + 10).save(draft.path / GOLDEN_FILE)
+        draft.publish(replace(sound.manifest, num_classes=11, class_names=()))
+    flags = ["--store", str(tmp_path / "broken"), "--model", "toy", "--port", str(free_port())]
+
+    done = subprocess.run([str(GANSERVE), "serve", *flags], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 1
+    assert "worker of toy:1 failed to start" in done.stderr
+    assert "workers died 5 times before any was ready" in done.stderr
 
 
 def test_golden_rows_that_differ_are_published_and_refused_when_strict(serve: Serve, tmp_path: Path) -> None:
