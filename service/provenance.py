@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 
 from models.manifest import canonical_json
-from service.encoding import ENCODER, Format
+from service.encoding import Format, encoder_id
 
 DIGEST_DIGITS = 12
 """Digits of a digest in an address; 64 in JSON, headers and marks."""
@@ -18,7 +18,7 @@ DIGEST_DIGITS = 12
 
 def render_id(provider: str, runtime_version: str) -> str:
     """16 hex that name everything besides the artifact that could change an image's bytes."""
-    facts = {"encoder": ENCODER, "marks": False, "provider": provider, "runtime": runtime_version}
+    facts = {"encoder": encoder_id(), "marks": False, "provider": provider, "runtime": runtime_version}
     return hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from models.store import Artifact, parse_address
 from service import channel
 from service.dispatch import Dispatcher
-from service.encoding import warm_up
+from service.encoding import encoder_id
 from service.errors import EXIT_REFUSED, NotServed, StartError, Unavailable
 from service.metrics import Metrics
 from service.sampler import ModelSampler
@@ -78,7 +78,7 @@ class Serving:
     def listen_for_workers(self, listener: socket.socket, address: channel.Address) -> None:
         """Take in workers as they connect."""
         self._address = address
-        self._encoders.submit(warm_up)
+        self._encoders.submit(encoder_id)  # before the first request needs it
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
