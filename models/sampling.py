@@ -113,15 +113,15 @@ def _check_class(value: object, num_classes: int, field: str) -> int:
     return int(value)
 
 
-def resolve_truncation_psi(truncation_psi: float | None, has_truncation: bool) -> float:
-    """Return the psi to use: 1 (off) unless the model has truncation. Raises InvalidValue."""
+def resolve_truncation_psi(
+    truncation_psi: float | None, has_truncation: bool, field: str = "truncation_psi"
+) -> float:
+    """Return the psi to use: 1 (off) unless the model has truncation. Raises InvalidValue naming `field`."""
     psi = 1.0 if truncation_psi is None else truncation_psi
     if not 0.0 <= psi <= MAX_TRUNCATION_PSI:  # also refuses NaN
-        raise InvalidValue(f"truncation_psi must be between 0 and {MAX_TRUNCATION_PSI:g}, got {show(psi)}")
+        raise InvalidValue(f"{field} must be between 0 and {MAX_TRUNCATION_PSI:g}, got {show(psi)}")
     if not has_truncation and psi != 1.0:
-        raise InvalidValue(
-            f"truncation_psi must be 1 or left out: the model has no truncation, got {show(psi)}"
-        )
+        raise InvalidValue(f"{field} must be 1 or left out: the model has no truncation, got {show(psi)}")
     return float(psi) + 0.0  # -0.0 becomes 0.0: one image, one address
 
 

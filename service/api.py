@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -29,10 +27,10 @@ from service.encoding import (
     pack_json,
     pack_zip,
 )
-from service.errors import DeadlineExceeded, InvalidField, StaleDigest, TooLarge, Unavailable
+from service.errors import InvalidField, StaleDigest, Unavailable
 from service.http_errors import add_error_handlers
 from service.http_log import facts_of
-from service.http_request import CallerLeft, accepted, deadline, matches, read_body, unless_caller_leaves
+from service.http_request import accepted, deadline, matches, read_body
 from service.openapi import IMAGE_DOC, SAMPLES_DOC, WALK_DOC, doc
 from service.pages import add_pages
 from service.provenance import DIGEST_DIGITS, ImageAddress
@@ -92,10 +90,10 @@ class _Routes:
         wanted = parse_sample_request(body, settings.max_request_rows)
         sampler = self._serving.sampler(wanted.model)
         facts_of(request).update(model=sampler.dispatcher.name, rows=wanted.row_count)
-        self._check_size(wanted.row_count)
+        self._serving.check_rows(wanted.row_count)
         media_type = accepted(request, _media_type_of(wanted))
         rows = _rows_of(wanted, sampler)
-        async with self._answering(request, wanted.timeout_ms):
+        async with self._serving.answering(request, wanted.timeout_ms):
             if wanted.format == "npy":
                 pixels, timing = await sampler.pixels(rows, "samples")
                 data = await asyncio.to_thread(encode_npy, pixels)
@@ -142,7 +140,7 @@ class _Routes:
             response = Response(headers=headers, media_type=media_type)
             del response.headers["content-length"]  # 0 would say that the image is empty
             return response
-        async with self._answering(request):
+        async with self._serving.answering(request):
             (made,), timing = await sampler.encoded(rows, fmt, "image")
         response = _answer(request, sampler, made.data, media_type, timing, rows)
         response.headers.update(headers)
@@ -153,7 +151,7 @@ class _Routes:
         manifest = sampler.artifact.manifest
         query = parse_query(WalkQuery, request.query_params)
         facts_of(request).update(model=sampler.dispatcher.name, rows=query.frames)
-        self._check_size(query.frames)
+        self._serving.check_rows(query.frames)
         media_type = accepted(request, MEDIA_TYPES["webp"])
         ends = Rows.of_seeds(manifest, [query.start, query.end], query.class_idx, query.truncation_psi)
         start, end = latents_from_seeds([query.start, query.end], manifest.z_dim, manifest.prior)
@@ -165,34 +163,10 @@ class _Routes:
             nearer if manifest.num_classes else None,
             query.truncation_psi,
         )
-        async with self._answering(request):
+        async with self._serving.answering(request):
             pixels, timing = await sampler.pixels(rows, "walk")
             data = await asyncio.to_thread(encode_walk, pixels, query.frame_ms)
         return _answer(request, sampler, data, media_type, timing, rows)
-
-    @asynccontextmanager
-    async def _answering(self, request: Request, timeout_ms: int | None = None) -> AsyncIterator[None]:
-        """Hold one accepted request; end the work on it when its deadline passes or its caller leaves."""
-        settings = self._serving.settings
-        if timeout_ms is None:
-            timeout_ms = settings.timeout_ms
-        if timeout_ms > settings.max_timeout_ms:
-            raise InvalidField(f"timeout_ms must be at most {settings.max_timeout_ms}, got {timeout_ms}")
-        try:
-            with self._serving.admitted():
-                async with deadline(timeout_ms, "the images were not made"), unless_caller_leaves(request):
-                    yield
-        except DeadlineExceeded:
-            self._serving.metrics.cancelled.labels("deadline").inc()
-            raise
-        except CallerLeft:
-            self._serving.metrics.cancelled.labels("caller_left").inc()
-            raise
-
-    def _check_size(self, rows: int) -> None:
-        max_rows = self._serving.settings.max_request_rows
-        if rows > max_rows:
-            raise TooLarge(f"max_rows is {max_rows} rows a request, got {rows}")
 
     # -- facts ------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from service.metrics import Metrics, ModelState
 from service.rows import Rows
 from service.settings import Settings
 from service.slots import Slot, SlotLayout, create_memory, map_slots
+from service.statistics import Statistics
 
 # One microbatch on the device and one formed behind it: a new row waits for at most these two.
 _SLOTS_PER_WORKER: Final = 2
@@ -48,6 +49,10 @@ class Portion:
     """From accepted to device start."""
     device_s: float
     """Device time of the microbatch that held them."""
+    input_s: float
+    """Writing that microbatch where its worker reads it."""
+    output_s: float
+    """Taking its pixels from where its worker wrote them."""
 
 
 class Ticket:
@@ -80,6 +85,8 @@ class Microbatch:
     segments: Sequence[Segment[Ticket]]
     deaths: int = 0
     """Workers that died while they held it."""
+    input_s: float = 0.0
+    """What writing it for the worker took, the last time."""
 
     @property
     def rows(self) -> int:
@@ -127,6 +134,7 @@ class Dispatcher:
         self.name = artifact.manifest.name
         self.workers: list[Worker] = []
         self.device: DeviceFacts | None = None  # None until the first worker is ready
+        self.statistics = Statistics()
         self._layout = SlotLayout.of(artifact.manifest, settings.max_microbatch)
         self._max_queued_rows = settings.max_queued_rows
         self._metrics = metrics
@@ -217,7 +225,9 @@ class Dispatcher:
 
     def _done(self, worker: Worker, message: dict[str, Any]) -> None:
         batch, slot = worker.running.pop(message["done"])
+        started = time.perf_counter()
         images = worker.slots[slot].images[: batch.rows].copy()  # [rows, H, W, C]
+        output_s = time.perf_counter() - started
         # The pixels are ours now, so the slot may take the next microbatch.
         worker.free_slots.append(slot)
         device_s = message["device_s"]
@@ -229,10 +239,18 @@ class Dispatcher:
         metrics.worker_busy_seconds.labels(self.name).inc(device_s)
         metrics.batch_rows.labels(self.name).observe(batch.rows)
         metrics.batches.labels(self.name).inc()
+        self.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
         row = 0
         for segment in batch.segments:
             queue_s = message["started"] - segment.request.accepted
-            portion = Portion(segment.start, images[row : row + len(segment)], queue_s, device_s)
+            portion = Portion(
+                segment.start,
+                images[row : row + len(segment)],
+                queue_s,
+                device_s,
+                batch.input_s,
+                output_s,
+            )
             segment.request.deliver(portion)
             row += len(segment)
 
@@ -309,6 +327,7 @@ class Dispatcher:
         return None
 
     def _run(self, worker: Worker, batch: Microbatch) -> None:
+        started = time.perf_counter()
         slot_index = worker.free_slots.pop()
         slot = worker.slots[slot_index]
         row = 0
@@ -321,6 +340,7 @@ class Dispatcher:
             if rows.latents is not None:
                 slot.latents[there] = rows.latents[here]
             row += len(segment)
+        batch.input_s = time.perf_counter() - started
         self._next_run += 1
         worker.running[self._next_run] = batch, slot_index
         worker.last_run = self._next_run

@@ -40,7 +40,7 @@ class Rows:
         manifest: Manifest,
         seeds: Sequence[int],
         class_idx: int | Sequence[int] | None = None,
-        truncation_psi: float | None = None,
+        truncation_psi: float | Sequence[float] | None = None,
     ) -> Rows:
         """Rows named by seeds. Raises InvalidValue naming field, rule and value."""
         checked = [check_seed(seed, "seeds") for seed in seeds]
@@ -52,7 +52,7 @@ class Rows:
         manifest: Manifest,
         latents: npt.ArrayLike,
         class_idx: int | Sequence[int] | None = None,
-        truncation_psi: float | None = None,
+        truncation_psi: float | Sequence[float] | None = None,
     ) -> Rows:
         """Rows whose latents [N, z_dim] the caller gives. Raises InvalidValue."""
         try:
@@ -76,16 +76,16 @@ class Rows:
         seeds: Sequence[int | None],
         latents: npt.NDArray[np.float32] | None,
         class_idx: int | Sequence[int] | None,
-        truncation_psi: float | None,
+        truncation_psi: float | Sequence[float] | None,
     ) -> Rows:
         n = len(seeds)
         classes = resolve_class_idx(class_idx, seeds, manifest.num_classes)
-        psi = resolve_truncation_psi(truncation_psi, manifest.has_truncation)
+        psi = _resolve_psi(truncation_psi, n, manifest.has_truncation)
         return cls(
             seeds=np.array([LATENTS_GIVEN if seed is None else seed for seed in seeds], dtype=np.int64),
             latents=latents,
             class_idx=np.zeros(n, dtype=np.int64) if classes is None else np.array(classes, dtype=np.int64),
-            truncation_psi=np.full(n, psi, dtype=np.float32),
+            truncation_psi=psi,
         )
 
     def seed(self, row: int) -> int | None:
@@ -101,3 +101,22 @@ class Rows:
         """What a file of this row is called, without its ending: `seed0000000042`, `row00007`."""
         seed = self.seed(row)
         return f"row{row:05d}" if seed is None else f"seed{seed:010d}"
+
+
+def _resolve_psi(
+    truncation_psi: float | Sequence[float] | None, rows: int, has_truncation: bool
+) -> npt.NDArray[np.float32]:
+    """One psi a row [rows]: of one for all, of as many as rows, or of none."""
+    if truncation_psi is None or isinstance(truncation_psi, int | float):
+        one = resolve_truncation_psi(truncation_psi, has_truncation)
+        return np.full(rows, one, dtype=np.float32)
+    if len(truncation_psi) != rows:
+        raise InvalidValue(
+            f"truncation_psi must be one number or as many as the rows ({rows}), "
+            f"got {len(truncation_psi)} values"
+        )
+    each = [
+        resolve_truncation_psi(psi, has_truncation, f"truncation_psi[{row}]")
+        for row, psi in enumerate(truncation_psi)
+    ]
+    return np.array(each, dtype=np.float32)

@@ -33,10 +33,16 @@ class Timing:
     """Device time of the microbatches that held its rows."""
     encode_s: float = 0.0
     """Encoding, summed over threads."""
+    input_s: float = 0.0
+    """Writing those microbatches for their workers."""
+    output_s: float = 0.0
+    """Taking their pixels from their workers."""
 
     def add(self, portion: Portion) -> None:
         self.queue_s = portion.queue_s if not self.device_s else min(self.queue_s, portion.queue_s)
         self.device_s += portion.device_s
+        self.input_s += portion.input_s
+        self.output_s += portion.output_s
 
     def header(self) -> str:
         """The value of `Server-Timing`, in milliseconds."""
@@ -93,13 +99,22 @@ class ModelSampler:
 
     async def _portions(self, rows: Rows, timing: Timing) -> AsyncIterator[Portion]:
         """Submit `rows` and yield their portions; whatever ends the request, no row of it keeps waiting."""
-        ticket = self.dispatcher.submit(rows)
+        statistics = self.dispatcher.statistics
+        statistics.asked()
+        accepted = time.monotonic()
         try:
-            async for portion in ticket.portions():
-                timing.add(portion)
-                yield portion
-        finally:
-            self.dispatcher.cancel(ticket)
+            ticket = self.dispatcher.submit(rows)
+            try:
+                async for portion in ticket.portions():
+                    timing.add(portion)
+                    yield portion
+            finally:
+                self.dispatcher.cancel(ticket)
+        except BaseException:
+            statistics.fail.add(time.monotonic() - accepted)
+            raise
+        seconds = time.monotonic() - accepted
+        statistics.succeeded(seconds, timing.queue_s, timing.input_s, timing.device_s, timing.output_s)
         self._metrics.queue_seconds.labels(self.dispatcher.name).observe(timing.queue_s)
 
     def _encode(self, rows: Rows, portion: Portion, fmt: Format) -> tuple[list[EncodedImage], float]:

@@ -13,16 +13,27 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+
+from starlette.requests import Request
 
 from models.store import Artifact, parse_address
 from service import channel
 from service.dispatch import Dispatcher
 from service.encoding import encoder_id
-from service.errors import EXIT_REFUSED, NotServed, StartError, Unavailable
+from service.errors import (
+    EXIT_REFUSED,
+    DeadlineExceeded,
+    InvalidField,
+    NotServed,
+    StartError,
+    TooLarge,
+    Unavailable,
+)
+from service.http_request import CallerLeft, deadline, unless_caller_leaves
 from service.metrics import Metrics
 from service.sampler import ModelSampler
 from service.settings import Settings
@@ -154,6 +165,34 @@ class Serving:
             raise Unavailable("the server ended before the images were made", retry_after_s=1) from None
         finally:
             self._in_flight.discard(task)
+
+    @asynccontextmanager
+    async def answering(self, request: Request, timeout_ms: int | None = None) -> AsyncIterator[None]:
+        """Hold one accepted request; end the work on it when its deadline passes or its caller leaves.
+
+        Raises InvalidField for a deadline too far, else as `admitted`, DeadlineExceeded or CallerLeft.
+        """
+        settings = self.settings
+        if timeout_ms is None:
+            timeout_ms = settings.timeout_ms
+        if timeout_ms > settings.max_timeout_ms:
+            raise InvalidField(f"timeout_ms must be at most {settings.max_timeout_ms}, got {timeout_ms}")
+        try:
+            with self.admitted():
+                async with deadline(timeout_ms, "the images were not made"), unless_caller_leaves(request):
+                    yield
+        except DeadlineExceeded:
+            self.metrics.cancelled.labels("deadline").inc()
+            raise
+        except CallerLeft:
+            self.metrics.cancelled.labels("caller_left").inc()
+            raise
+
+    def check_rows(self, rows: int) -> None:
+        """Raise TooLarge for more rows than one request may ask for."""
+        max_rows = self.settings.max_request_rows
+        if rows > max_rows:
+            raise TooLarge(f"max_rows is {max_rows} rows a request, got {rows}")
 
     async def drain(self) -> float:
         """Return when nothing accepted is left: the seconds left of `drain_s`, 0 if it had to be cut off."""

@@ -254,3 +254,34 @@ def test_a_model_without_a_worker_yet_is_unavailable_and_a_full_queue_is_overloa
         assert refusal.value.retry_after_s >= 1
 
     stage.run(scenario)
+
+
+def test_statistics_count_rows_and_microbatches_by_their_size_but_none_that_failed(
+    artifact: Artifact,
+) -> None:
+    stage = Stage(artifact)
+
+    async def scenario() -> None:
+        worker = stage.worker()
+        tickets = [stage.ask(*range(4)), stage.ask(9)]
+        worker.fail(worker.take())
+        await stage.settle()
+        made = 0
+        while made < 5:
+            made += len(worker.finish(worker.take()))
+            await stage.settle()
+        portions = [portion async for portion in tickets[1].portions()]
+
+        statistics = stage.dispatcher.statistics
+        assert statistics.rows == 5
+        sizes = {rows: compute.infer.count for rows, compute in statistics.microbatches.items()}
+        assert sum(rows * count for rows, count in sizes.items()) == 5
+        assert statistics.executions == sum(sizes.values())
+        assert all(
+            compute.infer.seconds == 0.001 * sizes[rows] for rows, compute in statistics.microbatches.items()
+        )
+        assert min(compute.input.seconds for compute in statistics.microbatches.values()) > 0
+        assert portions[0].input_s > 0
+        assert portions[0].output_s > 0
+
+    stage.run(scenario)

@@ -1,0 +1,81 @@
+"""What one model's microbatches and requests came to since the server started.
+
+Sums and counts only. What the Open Inference Protocol calls them is `protocol_v2`'s business;
+what Prometheus reads is `metrics`'.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Durations:
+    """How often something was measured, and what that came to in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.seconds += seconds
+
+
+@dataclass
+class Compute:
+    """The three parts of making rows."""
+
+    input: Durations = field(default_factory=Durations)
+    """Writing the rows' seeds, latents and parameters where the worker reads them."""
+    infer: Durations = field(default_factory=Durations)
+    """Device time: drawing latents and running the graph."""
+    output: Durations = field(default_factory=Durations)
+    """Taking the pixels from where the worker wrote them."""
+
+    def add(self, input_s: float, device_s: float, output_s: float) -> None:
+        self.input.add(input_s)
+        self.infer.add(device_s)
+        self.output.add(output_s)
+
+
+@dataclass
+class Statistics:
+    """One model's statistics. Used in the event loop's thread only."""
+
+    rows: int = 0
+    """Rows that microbatches made."""
+    last_request_ms: int = 0
+    """When rows were last asked for, in milliseconds since 1970; 0: never."""
+    microbatches: dict[int, Compute] = field(default_factory=dict)
+    """Microbatches that were made, by how many rows they held."""
+    success: Durations = field(default_factory=Durations)
+    """Requests that got all their rows, from accepted to the last row."""
+    fail: Durations = field(default_factory=Durations)
+    """Requests that asked for rows and did not get them all: refused, late, left, or failed."""
+    queue: Durations = field(default_factory=Durations)
+    """Successful requests' waiting, from accepted to their first device start."""
+    requests: Compute = field(default_factory=Compute)
+    """Successful requests, each with the sums over the microbatches that held its rows."""
+
+    @property
+    def executions(self) -> int:
+        """Microbatches that were made."""
+        return sum(size.infer.count for size in self.microbatches.values())
+
+    def asked(self) -> None:
+        """A request asks for rows."""
+        self.last_request_ms = time.time_ns() // 1_000_000
+
+    def ran(self, rows: int, input_s: float, device_s: float, output_s: float) -> None:
+        """A microbatch of `rows` rows was made."""
+        self.rows += rows
+        self.microbatches.setdefault(rows, Compute()).add(input_s, device_s, output_s)
+
+    def succeeded(
+        self, seconds: float, queue_s: float, input_s: float, device_s: float, output_s: float
+    ) -> None:
+        """A request got its rows after `seconds`."""
+        self.success.add(seconds)
+        self.queue.add(queue_s)
+        self.requests.add(input_s, device_s, output_s)
