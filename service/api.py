@@ -41,7 +41,7 @@ from service.serving import Serving
 
 _MAX_SEEDS_HEADER_BYTES: Final = 1024
 _IMAGE_FILE = re.compile(r"(0|[1-9]\d{0,9})\.([a-z]{3,4})", re.ASCII)
-_IMMUTABLE: Final = "public, max-age=31536000, immutable"
+_IMMUTABLE: Final = "max-age=31536000, immutable"
 
 
 def add_routes(app: FastAPI, serving: Serving) -> None:
@@ -80,6 +80,8 @@ class _Routes:
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
+        # A shared cache would hand what it holds to callers without a key.
+        self._immutable = f"{'private' if serving.keys.needed else 'public'}, {_IMMUTABLE}"
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -131,7 +133,7 @@ class _Routes:
             truncation_psi=float(rows.truncation_psi[0]),
             fmt=fmt,
         )
-        headers = {"ETag": address.etag(render), "Cache-Control": _IMMUTABLE}
+        headers = {"ETag": address.etag(render), "Cache-Control": self._immutable}
         if matches(request, headers["ETag"]):
             self._serving.metrics.not_modified.inc()
             return Response(status_code=304, headers=headers)

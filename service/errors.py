@@ -6,6 +6,8 @@
     ├── UnknownMediaType  the request's content type is not one we read
     ├── NotAcceptable     nothing we could answer with is in the caller's `Accept`
     ├── TooLarge          more rows or bytes than a limit
+    ├── Unauthorized      no API key, or one that is not known
+    ├── Forbidden         a known key that may not do this
     ├── NotServed         the model or version is not served here
     ├── StaleDigest       the address names a digest that is not served
     ├── RetryableError    not now; carries when to try again
@@ -47,6 +49,14 @@ class NotAcceptable(ServiceError):
 
 class TooLarge(ServiceError):
     """More rows or bytes than a limit; the message names the limit."""
+
+
+class Unauthorized(ServiceError):
+    """No API key was presented, or one that is not known. The message never tells the key."""
+
+
+class Forbidden(ServiceError):
+    """The key is known, but what it asks for is for admins; or nobody is one here."""
 
 
 class NotServed(ServiceError):

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from models.errors import ContractError, InvalidValue, show
 from service.errors import (
     DeadlineExceeded,
+    Forbidden,
     InvalidField,
     MalformedBody,
     NotAcceptable,
@@ -25,6 +26,7 @@ from service.errors import (
     ServiceError,
     StaleDigest,
     TooLarge,
+    Unauthorized,
     Unavailable,
     UnknownMediaType,
     WorkerCrashed,
@@ -34,6 +36,8 @@ from service.http_request import CallerLeft
 
 STATUS: Final[dict[type[Exception], tuple[int, str]]] = {
     MalformedBody: (400, "bad_request"),
+    Unauthorized: (401, "unauthorized"),
+    Forbidden: (403, "forbidden"),
     NotServed: (404, "not_found"),
     NotAcceptable: (406, "not_acceptable"),
     StaleDigest: (409, "digest_not_served"),
@@ -56,7 +60,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer every error of `app`, the router's own too, with the one form of body."""
 
     async def domain_error(request: Request, error: Exception) -> Response:
-        return _error_response(request, error)
+        return error_response(request, error)
 
     async def router_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -86,12 +90,14 @@ def add_error_handlers(app: FastAPI) -> None:
     app.exception_handlers.update(handlers)
 
 
-def _error_response(request: Request, error: Exception) -> Response:
+def error_response(request: Request, error: Exception) -> Response:
     """One domain error as the answer that STATUS gives it."""
     status, code = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), (500, "internal"))
     headers = {}
     if isinstance(error, RetryableError):
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     facts_of(request)["code"] = code
     return _error_body(request, status, code, str(error), headers)
 

@@ -20,6 +20,13 @@ _PAGE_HEADERS: Final = {
 }
 
 
+PAGE_PATHS: Final = {
+    "/" if file.name == "index.html" else f"/{file.name}": file for file in sorted(_PAGE.iterdir())
+}
+"""Where each file of the page is found."""
+DOCUMENT_PATHS: Final = ("/docs", "/openapi.json")
+
+
 def add_pages(app: FastAPI) -> None:
     """Give `app` the page's files and the documents."""
     import fastapi_offline  # brings Swagger UI's files; only the folder is used
@@ -38,8 +45,7 @@ def add_pages(app: FastAPI) -> None:
     app.add_api_route("/docs", docs, methods=["GET"], include_in_schema=False)
     app.mount("/docs/assets", StaticFiles(directory=assets))
     # One route a file: a mount at "/" would take in every path, and no wrong method would be a 405.
-    for file in sorted(_PAGE.iterdir()):
-        path = "/" if file.name == "index.html" else f"/{file.name}"
+    for path, file in PAGE_PATHS.items():
         app.add_api_route(path, _page_file(file), methods=["GET", "HEAD"], include_in_schema=False)
 
 

@@ -127,7 +127,7 @@ class ErrorBody(BaseModel):
 
     error: str = Field(description="one sentence that names field, rule and value")
     code: Literal[
-        "bad_request", "not_found", "method_not_allowed", "not_acceptable",
+        "bad_request", "unauthorized", "forbidden", "not_found", "method_not_allowed", "not_acceptable",
         "digest_not_served", "too_large", "unsupported_media_type", "invalid", "overloaded", "internal",
         "worker_crashed", "unavailable", "deadline",
     ]  # fmt: skip

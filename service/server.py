@@ -38,6 +38,7 @@ from service import channel, log
 from service.api import add_routes
 from service.drain import drain_on_sigterm, end_with_parent
 from service.errors import StartError
+from service.http_access import RequireKey
 from service.http_log import RequestLog
 from service.serving import Serving
 from service.session import check_runtime
@@ -151,6 +152,9 @@ class GanServer(LitServer):
         add_routes(self.app, self.serving)
 
     def _register_middleware(self) -> None:
+        if self.serving.keys.needed:
+            self.app.add_middleware(RequireKey, keys=self.serving.keys)
+        # The last one added is the outermost.
         self.app.add_middleware(RequestLog, serving=self.serving)
 
     def _init_manager(self, num_api_servers: int) -> _NoManager:

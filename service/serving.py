@@ -34,6 +34,7 @@ from service.errors import (
     Unavailable,
 )
 from service.http_request import CallerLeft, deadline, unless_caller_leaves
+from service.keys import Keys
 from service.metrics import Metrics
 from service.sampler import ModelSampler
 from service.settings import Settings
@@ -51,6 +52,7 @@ class Serving:
     ) -> None:
         self._on_ready = on_ready
         self.settings = settings
+        self.keys = Keys(settings)
         self.metrics = Metrics()
         self._encoders = ThreadPoolExecutor(settings.encode_pool_threads, thread_name_prefix="encode")
         self._samplers = {

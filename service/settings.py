@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
@@ -79,9 +79,27 @@ class Settings(BaseSettings):
         description="after SIGTERM: seconds in which new requests are still accepted (5 on Kubernetes)",
     )
     strict: bool = Field(False, description="refuse to become ready unless the golden rows are bit-exact")
+    api_keys: SecretStr | None = Field(
+        None, description="keys that callers must present, comma separated; no flag, since flags can be seen"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="file of such keys, one a line, # comments; read again when it changes"
+    )
+    admin_keys: SecretStr | None = Field(
+        None, description="keys that may also reload models, comma separated; no flag"
+    )
+    admin_keys_file: Path | None = Field(None, description="file of admin keys, as api_keys_file")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="what is logged to stderr"
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """YAML's `workers: true` would be read as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
 
     @model_validator(mode="after")
     def _timeouts_fit(self) -> Settings:
@@ -113,6 +131,10 @@ class Settings(BaseSettings):
         return self.encode_threads or usable_cpus()
 
 
+SECRET_FIELDS: Final = frozenset({"api_keys", "admin_keys"})
+"""Settings that are no flags, since every user of a machine sees flags, and that no message shows."""
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give `parser` one flag a field of Settings, and `--config`."""
     parser.add_argument(
@@ -120,6 +142,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     for name, field in Settings.model_fields.items():
         flag = "--" + name.replace("_", "-")
+        if name in SECRET_FIELDS:
+            continue
         if field.annotation is bool:
             parser.add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=None, help=field.description
@@ -186,7 +210,9 @@ def _sentence(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown setting {name}; see ganserve serve --help"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "must")
-    return f"{name} {message}, got {show(error['input'])}" if name else message
+    if not name:
+        return message
+    return f"{name} {message}" if name in SECRET_FIELDS else f"{name} {message}, got {show(error['input'])}"
 
 
 def usable_cpus() -> int:

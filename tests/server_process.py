@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
@@ -22,7 +22,14 @@ GANSERVE = Path(sys.executable).parent / "ganserve"
 class Server:
     """One `ganserve serve` process and what it printed."""
 
-    def __init__(self, store: Path | None, *flags: str, cwd: Path | None = None, log: Path) -> None:
+    def __init__(
+        self,
+        store: Path | None,
+        *flags: str,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        log: Path,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=30)
@@ -30,7 +37,9 @@ class Server:
         where = ["--store", str(store)] if store is not None else []
         command = [str(GANSERVE), "serve", *where, "--port", str(self.port), *flags]
         with log.open("wb") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=cwd)
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=cwd, env={**os.environ, **(env or {})}
+            )
         self.started = time.monotonic()
 
     def wait_until_ready(self) -> Server:

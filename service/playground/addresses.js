@@ -29,8 +29,9 @@ export const absolute = (address) => new URL(address, location.href).href;
 
 export const imageFile = (model, seed) => `${model.name}-seed${String(seed).padStart(10, "0")}.png`;
 
-export const curlCommand = (model, seed, view) =>
-  `curl -o ${imageFile(model, seed)} '${absolute(imageAddress(model, seed, view))}'`;
+/** The key itself is never written out: the command takes it from the shell's $KEY. */
+export const curlCommand = (model, seed, view, withKey) =>
+  `curl -o ${imageFile(model, seed)} ${withKey ? '-H "Authorization: Bearer $KEY" ' : ""}'${absolute(imageAddress(model, seed, view))}'`;
 
 /** The class that names the image of `seed`, or null where the model has none. */
 export function classOf(model, seed, view) {

@@ -6,7 +6,7 @@
  */
 
 import { className, hasTruncation, isPixelated, parameters } from "./addresses.js";
-import { readyModels, request, sleep, waitingSentence } from "./client.js";
+import { onKeyNeeded, readyModels, request, save, sleep, waitingSentence } from "./client.js";
 import { Detail } from "./detail.js";
 import { Grid } from "./grid.js";
 import { COUNTS, MAX_SEED, parseSeed, readView, seedsOf, writeView } from "./view.js";
@@ -181,12 +181,6 @@ async function downloadZip() {
   $("zip").disabled = false;
 }
 
-function save(blob, file) {
-  const link = Object.assign(element("a"), { href: URL.createObjectURL(blob), download: file });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // the browser reads it after the click returns
-}
-
 // -- one image, and two ---------------------------------------------------------------------------
 
 function showDetail(seed) {
@@ -205,6 +199,20 @@ function chooseEnd(end, seed) {
 function swapEnds() {
   change({ from: view.to, to: view.from });
   walk.show(model, view);
+}
+
+// -- the key --------------------------------------------------------------------------------------
+
+/** Ask the person for an API key; null if they close the question. */
+function askForKey(sentence) {
+  $("key-note").textContent = sentence;
+  $("key-value").value = "";
+  $("key").returnValue = "";
+  $("key").showModal();
+  return new Promise((resolve) => {
+    const answer = () => resolve(($("key").returnValue === "use" && $("key-value").value.trim()) || null);
+    $("key").addEventListener("close", answer, { once: true });
+  });
 }
 
 // -- sentences ------------------------------------------------------------------------------------
@@ -247,4 +255,5 @@ function element(name, text = "") {
   return made;
 }
 
+onKeyNeeded(askForKey);
 start().catch((error) => say(error.message, "problem"));

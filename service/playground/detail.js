@@ -1,6 +1,7 @@
 /* The detail panel: one image large, its seed, its address, and what can be done with it. */
 
 import { absolute, altText, classOf, crispWidth, curlCommand, hasTruncation, imageAddress, imageFile } from "./addresses.js";
+import { hasKey, request, save, showImage } from "./client.js";
 import { MAX_SEED } from "./view.js";
 
 const MAX_PICTURE = 480; // CSS pixels
@@ -17,6 +18,7 @@ export class Detail {
     $("detail-next").addEventListener("click", () => this.#step(1));
     $("detail-from").addEventListener("click", () => this.#useAs("from"));
     $("detail-to").addEventListener("click", () => this.#useAs("to"));
+    $("detail-download").addEventListener("click", (event) => this.#download(event));
     this.panel.addEventListener("keydown", (event) => {
       if (event.key === "ArrowLeft") this.#step(-1);
       if (event.key === "ArrowRight") this.#step(1);
@@ -31,7 +33,7 @@ export class Detail {
     showPair("detail-psi", hasTruncation(model) ? view.truncation_psi.toFixed(2) : null);
     $("detail-digest").textContent = model.digest;
     $("detail-address").textContent = absolute(imageAddress(model, seed, view));
-    $("detail-curl").textContent = curlCommand(model, seed, view);
+    $("detail-curl").textContent = curlCommand(model, seed, view, hasKey());
     $("detail-download").href = imageAddress(model, seed, view);
     $("detail-download").download = imageFile(model, seed);
     $("detail-previous").disabled = seed === 0;
@@ -43,6 +45,18 @@ export class Detail {
   #step(by) {
     const seed = this.seed + by;
     if (seed >= 0 && seed <= MAX_SEED) this.actions.step(seed);
+  }
+
+  /** A link sends no key: with one the file is fetched here. */
+  async #download(event) {
+    if (!hasKey()) return;
+    event.preventDefault();
+    const { href, download } = event.currentTarget;
+    try {
+      save(await (await request(href)).blob(), download);
+    } catch (refusal) {
+      $("detail-note").textContent = refusal.message;
+    }
   }
 
   #useAs(end) {
@@ -68,7 +82,7 @@ export function showPicture(image, model, address, alt) {
   image.style.width = `${crispWidth(model, room)}px`;
   image.style.aspectRatio = `${model.img_width} / ${model.img_height}`;
   image.alt = alt;
-  image.src = address;
+  showImage(image, address);
 }
 
 function showPair(id, text) {

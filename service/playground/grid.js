@@ -5,6 +5,7 @@
  */
 
 import { altText, classOf, crispWidth, imageAddress } from "./addresses.js";
+import { showImage } from "./client.js";
 
 const MIN_TILE = 92; // CSS pixels; three tiles fit the narrowest phone
 const MAX_TILE = 176;
@@ -44,7 +45,7 @@ export class Grid {
     for (const tile of this.#tiles().filter((one) => one.dataset.state === "failed")) {
       const image = tile.querySelector("img");
       tile.dataset.state = "loading";
-      image.src = image.getAttribute("src");
+      showImage(image, image.dataset.address);
     }
     this.#settle();
   }
@@ -71,7 +72,7 @@ export class Grid {
 
   imageDone(tile, state) {
     tile.dataset.state = state;
-    if (state === "failed") this.actions.failed(tile.querySelector("img").src);
+    if (state === "failed") this.actions.failed(tile.querySelector("img").dataset.address);
     this.#settle();
   }
 
@@ -149,9 +150,9 @@ function fillTile(tile, model, seed, view) {
   tile.querySelector(".tile-seed").textContent = seed;
   tile.querySelector(".tile-class").textContent = classOf(model, seed, view) ?? "";
   tile.querySelector(".tile-picture").dataset.end = (seed === view.from ? "A" : "") + (seed === view.to ? "B" : "");
-  if (image.getAttribute("src") === address) return;
+  if (image.dataset.address === address) return;
   tile.dataset.state = "loading";
-  image.src = address;
+  showImage(image, address);
 }
 
 /** How many columns of which tile width fill `width` best; what is left over is spread between them. */

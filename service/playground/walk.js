@@ -1,7 +1,7 @@
 /* The walk between two images: the tray that collects its ends, and the panel that shows it. */
 
 import { absolute, altText, crispWidth, imageAddress, walkAddress } from "./addresses.js";
-import { request } from "./client.js";
+import { request, showImage } from "./client.js";
 import { makeDialog, showPicture } from "./detail.js";
 
 const THUMBNAIL = 64; // CSS pixels
@@ -94,5 +94,5 @@ function showThumbnail(image, model, seed, view, room = THUMBNAIL) {
   image.style.width = `${crispWidth(model, room)}px`;
   image.style.aspectRatio = `${model.img_width} / ${model.img_height}`;
   image.alt = altText(model, seed, view);
-  image.src = imageAddress(model, seed, view);
+  showImage(image, imageAddress(model, seed, view));
 }

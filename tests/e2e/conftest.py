@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,13 @@ def serve(toy_store: Path, tmp_path: Path) -> Iterator[Serve]:
     servers: list[Server] = []
 
     def start(
-        *flags: str, store: Path | None = toy_store, ready: bool = True, cwd: Path | None = None
+        *flags: str,
+        store: Path | None = toy_store,
+        ready: bool = True,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Server:
-        server = Server(store, *flags, cwd=cwd, log=tmp_path / f"server{len(servers)}.log")
+        server = Server(store, *flags, cwd=cwd, env=env, log=tmp_path / f"server{len(servers)}.log")
         servers.append(server)
         return server.wait_until_ready() if ready else server
 

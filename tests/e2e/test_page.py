@@ -29,6 +29,7 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
+KEY = "page-key-0123456789"
 SHOWN = '.tile[data-state="shown"]'
 PIXELS = """async image => {
     await image.decode();
@@ -506,3 +507,69 @@ def test_the_page_fits_a_phone(browser: Any, shared_server: Any) -> None:
 
     assert (grid_width, panel_width) == (360, 360)
     assert (grid_small, panel_small) == ([], [])
+
+
+# -- a service that wants a key ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def keyed_page(browser: Any, serve: Any) -> Iterator[Any]:
+    """A page of a server that wants the key `KEY`."""
+    server = serve("--model", "toy", "--workers", "1", env={"GANSERVE_API_KEYS": KEY})
+    context = browser.new_context(base_url=server.url, viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(10_000)
+    yield context.new_page()
+    context.close()
+
+
+def give_key(page: Any, key: str) -> None:
+    page.get_by_label("Key, kept in this tab only").fill(key)
+    page.get_by_role("button", name="Use this key").click()
+
+
+def test_a_key_is_asked_for_until_it_is_known_and_then_every_image_comes(keyed_page: Any) -> None:
+    keyed_page.goto("/")
+    expect(keyed_page.locator("#key-note")).to_have_text("This service wants an API key.")
+    give_key(keyed_page, "wrong-key-0123456789")
+    expect(keyed_page.locator("#key-note")).to_have_text(
+        "the API key must be one that is known here, got another."
+    )
+    give_key(keyed_page, KEY)
+    expect(keyed_page.locator(SHOWN)).to_have_count(24)
+    keyed_page.reload()
+    expect(keyed_page.locator(SHOWN)).to_have_count(24)
+
+    assert keyed_page.evaluate("Object.values(sessionStorage)") == [KEY]
+    assert keyed_page.evaluate("Object.values(localStorage).length + document.cookie.length") == 0
+    assert keyed_page.locator(".tile img").first.evaluate("image => image.src").startswith("blob:")
+
+
+def test_with_a_key_images_walks_and_zips_can_be_saved_and_the_key_is_written_nowhere(
+    keyed_page: Any,
+) -> None:
+    keyed_page.goto("/?seed=40&from=41&to=42")
+    give_key(keyed_page, KEY)
+    expect(keyed_page.locator(SHOWN)).to_have_count(24)
+    with keyed_page.expect_download() as zipped:
+        keyed_page.get_by_role("button", name="Download zip").click()
+    keyed_page.get_by_role("button", name="Show walk").click()
+    expect(keyed_page.locator('#walk-picture[data-state="shown"]')).to_be_visible()
+    keyed_page.keyboard.press("Escape")
+    tile(keyed_page, 42).click()
+    with keyed_page.expect_download() as saved:
+        keyed_page.locator("#detail-download").click()
+
+    archive = zipfile.ZipFile(io.BytesIO(zipped.value.path().read_bytes()))
+    assert len(archive.namelist()) >= 24
+    assert Image.open(io.BytesIO(saved.value.path().read_bytes())).size == (12, 12)
+    assert saved.value.suggested_filename == "toy-seed0000000042.png"
+    assert '-H "Authorization: Bearer $KEY"' in keyed_page.locator("#detail-curl").text_content()
+    assert KEY not in keyed_page.content() + keyed_page.url
+
+
+def test_a_visitor_without_a_key_is_told_so(keyed_page: Any) -> None:
+    keyed_page.goto("/")
+    expect(keyed_page.locator("#key")).to_be_visible()
+    keyed_page.keyboard.press("Escape")
+
+    expect(status(keyed_page)).to_contain_text("an API key must be given")

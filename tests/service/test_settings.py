@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartError
-from service.settings import Settings, _cgroup_cpus, add_flags, load_settings
+from service.settings import SECRET_FIELDS, Settings, _cgroup_cpus, add_flags, load_settings
 
 
 def load(*flags: str) -> Settings:
@@ -23,6 +23,7 @@ def test_every_setting_is_a_flag() -> None:
         "workers": "3", "threads": "2", "max_microbatch": "8", "max_microbatch_ms": "5", "max_rows": "7",
         "max_queued_rows": "70", "max_body_bytes": "2048", "timeout_ms": "10", "max_timeout_ms": "20",
         "encode_threads": "4", "drain_s": "1", "drain_delay_s": "2", "log_level": "debug",
+        "api_keys_file": "/run/keys", "admin_keys_file": "/run/admin",
     }  # fmt: skip
 
     settings = load(
@@ -30,7 +31,7 @@ def test_every_setting_is_a_flag() -> None:
     )
 
     assert {name: str(getattr(settings, name)).removesuffix(".0") for name in values} == values
-    assert set(values) | {"strict"} == set(Settings.model_fields)
+    assert set(values) | {"strict"} == set(Settings.model_fields) - SECRET_FIELDS
     assert load("--strict").strict
     assert settings.model_addresses == ["a", "b:2"]
 
@@ -48,6 +49,29 @@ def test_every_setting_is_a_flag() -> None:
 def test_a_setting_that_breaks_a_rule_is_a_sentence(flags: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(StartError, match=sentence):
         load(*flags)
+
+
+def test_a_secret_is_shown_neither_by_help_nor_by_repr_nor_by_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    monkeypatch.setenv("GANSERVE_API_KEYS", "a-secret-of-some-length")
+    (tmp_path / "c.yaml").write_text("admin_keys: [another-secret-of-some-length]\n")
+
+    with pytest.raises(StartError, match="admin_keys") as refused:
+        load("--config", str(tmp_path / "c.yaml"))
+
+    assert "secret" not in str(refused.value)
+    assert "secret" not in repr(load())
+    assert "api-keys " not in parser.format_help()
+
+
+def test_a_yaml_true_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("workers: true\nstrict: true\n")
+
+    with pytest.raises(StartError, match=r"^workers must not be true or false, got True$"):
+        load("--config", str(tmp_path / "c.yaml"))
 
 
 @pytest.mark.parametrize("text", ["- a list", "port: [", "just text", "1: toy"])

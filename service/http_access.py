@@ -1,0 +1,67 @@
+"""Who may ask what over HTTP: the key of a request, and the layer that wants one of every request.
+
+A key is presented as `Authorization: Bearer KEY` or as `X-API-Key: KEY`. The page and its files, the
+documents, the probes and /metrics need none. Without keys in the settings the layer is not there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import HTTPConnection, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import Unauthorized
+from service.http_errors import error_response
+from service.keys import Keys
+from service.pages import DOCUMENT_PATHS, PAGE_PATHS
+
+OPEN_PATHS: Final = frozenset(
+    {
+        *PAGE_PATHS,
+        *DOCUMENT_PATHS,
+        "/livez",
+        "/readyz",
+        "/startupz",
+        "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
+)
+"""Paths that need no key."""
+_OPEN_FOLDERS: Final = ("/docs/assets/",)
+
+
+class RequireKey:
+    """Around every route: without a known key no answer, unless the path is open to all."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_open(scope["path"]):
+            request = Request(scope)
+            try:
+                self._keys.require_known(_key_of(request))
+            except Unauthorized as error:
+                await error_response(request, error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def require_admin(request: HTTPConnection, keys: Keys) -> None:
+    """Return if `request` presents an admin key. Raises Unauthorized (no known key) or Forbidden."""
+    keys.require_admin(_key_of(request))
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
+
+
+def _key_of(request: HTTPConnection) -> str | None:
+    """The key that a request presents; `Authorization` goes before `X-API-Key`."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip() or None
+    return request.headers.get("x-api-key") or None

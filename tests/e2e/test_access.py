@@ -1,0 +1,104 @@
+"""Who may ask: API keys and CORS, over HTTP against a real server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from server_process import Server, wait_for
+
+Serve = Callable[..., Server]
+ALICE, BOB, ADMIN = "alice-key-0123456789", "bob-key-0123456789", "admin-key-0123456789"
+
+
+@pytest.fixture(scope="module")
+def keyed(toy_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that wants a key; its page's origin is the only one that CORS does not ask for."""
+    folder = tmp_path_factory.mktemp("keyed")
+    (folder / "keys").write_text(f"# callers\n{ALICE}\n")
+    flags = ("--model", "toy", "--workers", "1", "--api-keys-file", str(folder / "keys"))
+    server = Server(
+        toy_store, *flags, env={"GANSERVE_ADMIN_KEYS": ADMIN}, log=folder / "server.log"
+    ).wait_until_ready()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {ALICE}"},
+        {"Authorization": f"bearer {ALICE}"},
+        {"X-API-Key": ALICE},
+        {"X-API-Key": ADMIN},
+    ],
+)
+def test_a_known_key_opens_every_route(keyed: Server, headers: dict[str, str]) -> None:
+    image = httpx.post(f"{keyed.url}/v1/samples", json={"seed": 1}, headers=headers)
+    models = httpx.get(f"{keyed.url}/v1/models", headers=headers)
+
+    assert (image.status_code, models.status_code) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": f"Bearer {ALICE}x"},
+        {"Authorization": "Bearer"},
+        {"Authorization": f"Basic {ALICE}"},
+        {"Authorization": f"Bearer {BOB}", "X-API-Key": ALICE},
+        {"X-API-Key": ""},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/toy/1.png", "/v2", "/nowhere"])
+def test_without_a_known_key_no_route_answers(keyed: Server, path: str, headers: dict[str, str]) -> None:
+    answer = httpx.get(keyed.url + path, headers=headers)
+
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["code"] == "unauthorized"
+    assert ALICE not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/app.js", "/favicon.svg", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json"),
+        *("/livez", "/readyz", "/startupz", "/metrics"),
+    ],
+)
+def test_the_page_the_documents_and_the_probes_need_no_key(keyed: Server, path: str) -> None:
+    assert httpx.get(keyed.url + path).status_code == 200
+
+
+def test_images_behind_a_key_are_for_no_shared_cache(keyed: Server) -> None:
+    answer = httpx.get(
+        f"{keyed.url}/v1/models/toy/1.png", headers={"X-API-Key": ALICE}, follow_redirects=True
+    )
+
+    assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
+
+
+def test_a_key_that_is_added_opens_and_one_that_is_removed_closes_without_a_restart(
+    serve: Serve, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(f"{ALICE}\n")
+    server = serve("--model", "toy", "--workers", "1", "--api-keys-file", str(tmp_path / "keys"))
+
+    def status(key: str) -> int:
+        return httpx.get(f"{server.url}/v1/models", headers={"X-API-Key": key}).status_code
+
+    before = status(ALICE), status(BOB)
+    (tmp_path / "new").write_text(f"{BOB}\n")
+    os.replace(tmp_path / "new", tmp_path / "keys")
+    wait_for(lambda: (status(ALICE), status(BOB)) == (401, 200), seconds=5)
+    (tmp_path / "keys").write_text("broken")
+    wait_for(lambda: status(BOB) == 200 and "the keys stay as they were" in server.log, seconds=5)
+
+    assert before == (200, 401)
+    assert ALICE not in server.log
+    assert BOB not in server.log
