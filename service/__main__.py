@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         "--truncation-psi", type=float, metavar="PSI", help="1 (default) is off, 0 the average image"
     )
     sample.add_argument("--format", default="png", choices=["png", "jpg", "webp", "npy"])
+    sample.add_argument(
+        "--marks",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write into each image (XMP) that it is generated, and how to make it again",
+    )
     sample.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
     sample.set_defaults(run=_sample)
 
@@ -106,6 +112,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         truncation_psi=arguments.truncation_psi,
         fmt=arguments.format,
         threads=arguments.threads,
+        marks=arguments.marks,
     )
     written = 0
     for written in progress:

@@ -121,8 +121,8 @@ class _Routes:
             return RedirectResponse(where, 307, headers={"Cache-Control": "no-cache"})
         if digits != digest:
             raise StaleDigest(f"{name} is served with the digest {digest}, got {show(digits)}")
-        render = sampler.render_id
-        if render is None:
+        rendering = sampler.rendering
+        if rendering is None:
             raise Unavailable(f"model {name} is loading", retry_after_s=1)
 
         media_type = accepted(request, MEDIA_TYPES[fmt])
@@ -133,7 +133,7 @@ class _Routes:
             truncation_psi=float(rows.truncation_psi[0]),
             fmt=fmt,
         )
-        headers = {"ETag": address.etag(render), "Cache-Control": self._immutable}
+        headers = {"ETag": address.etag(rendering.render_id), "Cache-Control": self._immutable}
         if matches(request, headers["ETag"]):
             self._serving.metrics.not_modified.inc()
             return Response(status_code=304, headers=headers)
@@ -167,7 +167,7 @@ class _Routes:
         )
         async with self._serving.answering(request):
             pixels, timing = await sampler.pixels(rows, "walk")
-            data = await asyncio.to_thread(encode_walk, pixels, query.frame_ms)
+            data = await asyncio.to_thread(encode_walk, pixels, query.frame_ms, _walk_mark(sampler, query))
         return _answer(request, sampler, data, media_type, timing, rows)
 
     # -- facts ------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class _Routes:
             "truncation": manifest.truncation,
             "licence": manifest.licence,
             "provider": device and device.provider,
-            "render_id": sampler.render_id,
+            "render_id": sampler.rendering and sampler.rendering.render_id,
             "determinism": device and _determinism(device.golden_difference),
             "ready": sampler.dispatcher.ready,
             "limits": {
@@ -281,6 +281,14 @@ def _answer(
         encode_ms=round(timing.encode_s * 1000, 2),
     )
     return Response(data, media_type=media_type, headers=headers)
+
+
+def _walk_mark(sampler: ModelSampler, query: WalkQuery) -> bytes | None:
+    assert sampler.rendering is not None  # a worker made the pixels
+    psi = 1.0 if query.truncation_psi is None else query.truncation_psi
+    return sampler.rendering.walk_mark(
+        query.start, query.end, query.frames, query.frame_ms, query.class_idx, psi
+    )
 
 
 def _determinism(golden_difference: int) -> str:

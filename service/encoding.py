@@ -48,6 +48,8 @@ MEDIA_TYPES: Final[dict[str, str]] = {
 _PNG_LEVEL: Final = 1  # the only level whose bytes do not depend on the CPU (see above)
 _PNG_UP: Final = 2  # filter: each row as its difference to the row above
 _PNG_COLOUR_TYPES: Final = {1: 0, 3: 2}  # channels: grey, RGB
+# Keyword, not compressed, no language, no translated keyword: what the XMP specification, part 3, asks for.
+_PNG_XMP: Final = b"XML:com.adobe.xmp\0\0\0\0\0"
 _PNG_IDAT_CRC: Final = isal_zlib.crc32(b"IDAT")
 
 # Pillow's.
@@ -72,19 +74,25 @@ _ZIP_TIME: Final = (
 )  # the earliest that a zip can say: bytes must not depend on the clock
 
 
-def encode_image(pixels: npt.NDArray[np.uint8], fmt: Format) -> bytes:
-    """One image [H, W, C] uint8 (C 1 or 3) as a PNG, JPEG or lossless WebP file; npy as [1, H, W, C]."""
+def encode_image(pixels: npt.NDArray[np.uint8], fmt: Format, mark: bytes | None = None) -> bytes:
+    """One image [H, W, C] uint8 (C 1 or 3) as a PNG, JPEG or lossless WebP file; npy as [1, H, W, C].
+
+    `mark` is an XMP packet to put inside; npy has no place for one.
+    """
     if fmt == "png":
-        return encode_png(pixels)
+        return encode_png(pixels, mark)
     if fmt == "npy":
         return encode_npy(pixels[None])
     file = io.BytesIO()
-    _to_pillow(pixels).save(file, **_OPTIONS[fmt])
+    _to_pillow(pixels).save(file, **_OPTIONS[fmt], **_xmp(mark))
     return file.getvalue()
 
 
-def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """One image [H, W, C] uint8 (C 1 or 3) as a PNG file. PNG specification: https://www.w3.org/TR/png-3/"""
+def encode_png(pixels: npt.NDArray[np.uint8], mark: bytes | None = None) -> bytes:
+    """One image [H, W, C] uint8 (C 1 or 3) as a PNG file. PNG specification: https://www.w3.org/TR/png-3/
+
+    `mark` is an XMP packet to put inside.
+    """
     rows = pixels.reshape(len(pixels), -1)  # [H, W*C]
     scanlines = np.empty((rows.shape[0], 1 + rows.shape[1]), dtype=np.uint8)
     scanlines[:, 0] = _PNG_UP
@@ -95,6 +103,7 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return b"".join(
         (
             _png_head(pixels.shape),
+            b"" if mark is None else _png_chunk(b"iTXt", _PNG_XMP + mark),
             len(data).to_bytes(4, "big"),
             b"IDAT",
             data,
@@ -104,7 +113,7 @@ def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
     )
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
     """One chunk of a PNG file: length, kind, data, check sum."""
     check = isal_zlib.crc32(data, isal_zlib.crc32(kind))
     return b"".join((len(data).to_bytes(4, "big"), kind, data, check.to_bytes(4, "big")))
@@ -115,10 +124,10 @@ def _png_head(shape: tuple[int, int, int]) -> bytes:
     """Signature and header of an image [H, W, C]: 8 bits a channel, not interlaced."""
     height, width, channels = shape
     header = struct.pack(">IIBBBBB", width, height, 8, _PNG_COLOUR_TYPES[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    return b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", header)
 
 
-_PNG_END: Final = png_chunk(b"IEND", b"")
+_PNG_END: Final = _png_chunk(b"IEND", b"")
 
 
 def encode_npy(images: npt.NDArray[np.uint8]) -> bytes:
@@ -128,11 +137,11 @@ def encode_npy(images: npt.NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def encode_walk(frames: npt.NDArray[np.uint8], frame_ms: int) -> bytes:
+def encode_walk(frames: npt.NDArray[np.uint8], frame_ms: int, mark: bytes | None = None) -> bytes:
     """Frames [N, H, W, C] uint8 as one endless animated WebP, `frame_ms` milliseconds a frame."""
     file = io.BytesIO()
     first, *rest = [_to_pillow(frame) for frame in frames]
-    first.save(file, save_all=True, append_images=rest, duration=frame_ms, **_WALK_OPTIONS)
+    first.save(file, save_all=True, append_images=rest, duration=frame_ms, **_WALK_OPTIONS, **_xmp(mark))
     return file.getvalue()
 
 
@@ -149,8 +158,8 @@ def encoder_id() -> str:
     fixed = np.stack([smooth, np.where(x < 24, smooth, rough), smooth ^ (y >> 2)], axis=-1).astype(np.uint8)
     made = hashlib.sha256()
     for fmt in IMAGE_FORMATS:
-        made.update(encode_image(fixed, fmt))
-    made.update(encode_walk(np.stack([fixed, fixed[::-1]]), 40))
+        made.update(encode_image(fixed, fmt, b"mark"))
+    made.update(encode_walk(np.stack([fixed, fixed[::-1]]), 40, b"mark"))
     return f"isal {isal.__version__}, pillow {PIL.__version__}, {made.hexdigest()[:12]}"
 
 
@@ -191,6 +200,11 @@ def pack_json(images: Sequence[EncodedImage], fmt: Format) -> bytes:
         for image in images
     ]
     return json.dumps({"images": entries}, separators=(",", ":")).encode()
+
+
+def _xmp(mark: bytes | None) -> dict[str, Any]:
+    """What tells Pillow to put `mark` into a file."""
+    return {} if mark is None else {"xmp": mark}
 
 
 def _to_pillow(pixels: npt.NDArray[np.uint8]) -> Image.Image:

@@ -17,6 +17,7 @@ from models.sampling import LatentSampler, SeedRanges
 from models.store import Artifact
 from service.encoding import Format
 from service.errors import StartError
+from service.provenance import Rendering
 from service.rows import Rows
 from service.sampler import encoded_image
 from service.session import Session
@@ -32,14 +33,17 @@ def sample_to_folder(
     fmt: Format = "png",
     microbatch: int = 16,
     threads: int = 1,
+    marks: bool = True,
 ) -> Iterator[int]:
     """Write one file a seed, `seed0000000042.png`, into `out`; yield how many were written so far.
 
+    `marks`: write into each image what it is and how to make it again, as the endpoint does.
     Raises InvalidValue for parameters the model does not have, StartError for a folder that
     cannot be written.
     """
     session = Session(artifact, threads=threads)
     manifest = artifact.manifest
+    rendering = Rendering(manifest, session.provider, session.runtime_version, marks)
     sampler = LatentSampler(manifest.z_dim, manifest.prior)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +57,7 @@ def sample_to_folder(
             rows = Rows.of_seeds(manifest, seeds[start : start + microbatch], class_idx, truncation_psi)
             latents = rows.drawn_latents(sampler)  # [n, z_dim] float32
             images = session.run(latents, rows.class_idx, rows.truncation_psi)  # [n, H, W, C] uint8
-            pending.append(encoders.submit(_write, artifact, rows, images, out, fmt))
+            pending.append(encoders.submit(_write, artifact, rendering, rows, images, out, fmt))
             if len(pending) > 4:  # encoding must not fall behind without bound
                 written += pending.pop(0).result()
                 yield written
@@ -62,9 +66,11 @@ def sample_to_folder(
             yield written
 
 
-def _write(artifact: Artifact, rows: Rows, images: np.ndarray, out: Path, fmt: Format) -> int:
+def _write(
+    artifact: Artifact, rendering: Rendering, rows: Rows, images: np.ndarray, out: Path, fmt: Format
+) -> int:
     for row, pixels in enumerate(images):
-        image = encoded_image(artifact, rows, row, pixels, fmt)
+        image = encoded_image(artifact, rendering, rows, row, pixels, fmt)
         target = out / f"{image.name}.{fmt}"
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:

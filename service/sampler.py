@@ -19,7 +19,7 @@ from models.store import Artifact
 from service.dispatch import Dispatcher, Portion
 from service.encoding import EncodedImage, Format, encode_image
 from service.metrics import Metrics
-from service.provenance import render_id
+from service.provenance import Rendering
 from service.rows import Rows
 
 
@@ -54,18 +54,28 @@ class ModelSampler:
     """Makes the images of one served model."""
 
     def __init__(
-        self, artifact: Artifact, dispatcher: Dispatcher, encoders: Executor, metrics: Metrics
+        self,
+        artifact: Artifact,
+        dispatcher: Dispatcher,
+        encoders: Executor,
+        metrics: Metrics,
+        marks: bool = True,
     ) -> None:
         self.artifact = artifact
         self.dispatcher = dispatcher
         self._encoders = encoders
         self._metrics = metrics
+        self._marks = marks
+        self._rendering: Rendering | None = None
 
     @property
-    def render_id(self) -> str | None:
-        """The render id of what this model runs on; None until its first worker is ready."""
+    def rendering(self) -> Rendering | None:
+        """What names and marks this model's images; None until its first worker is ready."""
         device = self.dispatcher.device
-        return None if device is None else render_id(device.provider, device.runtime_version)
+        if self._rendering is None and device is not None:
+            manifest = self.artifact.manifest
+            self._rendering = Rendering(manifest, device.provider, device.runtime_version, self._marks)
+        return self._rendering
 
     async def pixels(self, rows: Rows, source: str) -> tuple[npt.NDArray[np.uint8], Timing]:
         """Make the pixels [N, H, W, C] of `rows`. Raises Overloaded, Unavailable, WorkerCrashed."""
@@ -119,16 +129,25 @@ class ModelSampler:
 
     def _encode(self, rows: Rows, portion: Portion, fmt: Format) -> tuple[list[EncodedImage], float]:
         started = time.perf_counter()
+        rendering = self.rendering
+        assert rendering is not None  # a worker made these pixels
         images = [
-            encoded_image(self.artifact, rows, portion.start + offset, pixels, fmt)
+            encoded_image(self.artifact, rendering, rows, portion.start + offset, pixels, fmt)
             for offset, pixels in enumerate(portion.images)
         ]
         return images, time.perf_counter() - started
 
 
 def encoded_image(
-    artifact: Artifact, rows: Rows, row: int, pixels: npt.NDArray[np.uint8], fmt: Format
+    artifact: Artifact,
+    rendering: Rendering,
+    rows: Rows,
+    row: int,
+    pixels: npt.NDArray[np.uint8],
+    fmt: Format,
 ) -> EncodedImage:
     """One row's pixels [H, W, C] as its file: what endpoint and offline runs both write."""
+    seed = rows.seed(row)
     class_idx = int(rows.class_idx[row]) if artifact.manifest.num_classes else None
-    return EncodedImage(rows.name(row), rows.seed(row), class_idx, encode_image(pixels, fmt))
+    mark = rendering.mark(seed, class_idx, float(rows.truncation_psi[row]))
+    return EncodedImage(rows.name(row), seed, class_idx, encode_image(pixels, fmt, mark))

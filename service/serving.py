@@ -57,7 +57,11 @@ class Serving:
         self._encoders = ThreadPoolExecutor(settings.encode_pool_threads, thread_name_prefix="encode")
         self._samplers = {
             artifact.manifest.name: ModelSampler(
-                artifact, Dispatcher(artifact, settings, self.metrics), self._encoders, self.metrics
+                artifact,
+                Dispatcher(artifact, settings, self.metrics),
+                self._encoders,
+                self.metrics,
+                settings.marks,
             )
             for artifact in artifacts
         }

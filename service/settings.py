@@ -79,6 +79,9 @@ class Settings(BaseSettings):
         description="after SIGTERM: seconds in which new requests are still accepted (5 on Kubernetes)",
     )
     strict: bool = Field(False, description="refuse to become ready unless the golden rows are bit-exact")
+    marks: bool = Field(
+        True, description="write into each image (XMP) that it is generated, and how to make it again"
+    )
     api_keys: SecretStr | None = Field(
         None, description="keys that callers must present, comma separated; no flag, since flags can be seen"
     )

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -198,6 +199,32 @@ def test_a_walk_begins_and_ends_at_the_images_of_its_seeds(shared_server: Server
         assert np.array_equal(
             np.asarray(frames.convert("RGB")), pixels_of(post(shared_server, seed=seed).content)
         )
+
+
+def test_a_walk_and_given_latents_are_marked_as_generated(shared_server: Server) -> None:
+    walk = shared_server.http.get("/v1/models/toy/walk?from=3&to=8&frames=2").content
+    given = post(shared_server, latents=latents_from_seeds([42], Z_DIM).tolist()).content
+
+    for image in (walk, given):
+        assert b"digitalsourcetype/trainedAlgorithmicMedia" in Image.open(io.BytesIO(image)).info["xmp"]
+    assert b'ganserve:from="3" ganserve:to="8"' in walk
+    assert b"ganserve:seed=" not in given
+
+
+def test_marks_are_part_of_the_render_id_and_can_be_left_out(
+    serve: Callable[..., Server], shared_server: Server, toy_store: Path, tmp_path: Path
+) -> None:
+    silent = serve("--model", "toy", "--no-marks", "--workers", "1")
+    flags = ["--seeds", "7", "--no-marks", "--out", str(tmp_path)]
+    assert main(["sample", "--store", str(toy_store), "--model", "toy", *flags]) == 0
+
+    image = post(silent, seed=7).content
+
+    assert b"xpacket" not in image
+    assert image == (tmp_path / "seed0000000007.png").read_bytes()
+    assert np.array_equal(pixels_of(image), pixels_of(post(shared_server, seed=7).content))
+    ids = {server.http.get("/v1/models/toy").json()["render_id"] for server in (silent, shared_server)}
+    assert len(ids) == 2
 
 
 def test_a_plain_model_needs_neither_class_nor_psi(shared_server: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from toy import publish_toy
 
 from service.__main__ import main
@@ -28,6 +29,16 @@ def test_a_run_repeated_with_other_ranges_gives_the_same_bytes(toy_store: Path, 
     assert (tmp_path / "a/seed0000000037.png").read_bytes() == (
         tmp_path / "b/seed0000000037.png"
     ).read_bytes()
+
+
+def test_marks_can_be_left_out(toy_store: Path, tmp_path: Path) -> None:
+    sample(toy_store, "--model", "toy", "--seeds", "7", "--out", str(tmp_path / "marked"))
+    sample(toy_store, "--model", "toy", "--seeds", "7", "--no-marks", "--out", str(tmp_path / "plain"))
+
+    with Image.open(tmp_path / "marked/seed0000000007.png") as marked:
+        assert b'ganserve:seed="7"' in marked.info["xmp"]
+    with Image.open(tmp_path / "plain/seed0000000007.png") as plain:
+        assert "xmp" not in plain.info
 
 
 @pytest.mark.parametrize(

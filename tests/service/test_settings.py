@@ -31,8 +31,9 @@ def test_every_setting_is_a_flag() -> None:
     )
 
     assert {name: str(getattr(settings, name)).removesuffix(".0") for name in values} == values
-    assert set(values) | {"strict"} == set(Settings.model_fields) - SECRET_FIELDS
+    assert set(values) | {"strict", "marks"} == set(Settings.model_fields) - SECRET_FIELDS
     assert load("--strict").strict
+    assert not load("--no-marks").marks
     assert settings.model_addresses == ["a", "b:2"]
 
 
