@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from models.errors import show
 from models.sampling import MAX_SEED, check_seed, latents_from_seeds, seeds_text, slerp
 from service import __version__
+from service.containers import pack
 from service.encoding import (
     IMAGE_FORMATS,
     MEDIA_TYPES,
@@ -24,8 +25,6 @@ from service.encoding import (
     Format,
     encode_npy,
     encode_walk,
-    pack_json,
-    pack_zip,
 )
 from service.errors import InvalidField, StaleDigest, Unavailable
 from service.http_errors import add_error_handlers
@@ -102,7 +101,9 @@ class _Routes:
             else:
                 images, timing = await sampler.encoded(rows, wanted.format, "samples")
                 data = (
-                    images[0].data if _is_single(wanted) else await asyncio.to_thread(_pack, images, wanted)
+                    images[0].data
+                    if _is_single(wanted)
+                    else await asyncio.to_thread(_pack, images, wanted, sampler)
                 )
         return _answer(request, sampler, data, media_type, timing, rows)
 
@@ -262,9 +263,9 @@ def _media_type_of(wanted: SampleRequest) -> str:
 # -- answers --------------------------------------------------------------------------------------
 
 
-def _pack(images: list[EncodedImage], wanted: SampleRequest) -> bytes:
-    pack = pack_json if wanted.container == "json" else pack_zip
-    return pack(images, wanted.format)
+def _pack(images: list[EncodedImage], wanted: SampleRequest, sampler: ModelSampler) -> bytes:
+    assert sampler.rendering is not None  # it made the images
+    return pack(wanted.container or "zip", images, wanted.format, sampler.rendering)
 
 
 def _answer(

@@ -1,4 +1,4 @@
-"""Pixels become files: one image, or many in one container.
+"""Pixels become files, one an image; `containers` puts many into one.
 
 The same pixels always give the same bytes: no time, no random part, fixed options. The encoders
 release the GIL, so the calls belong in a thread pool.
@@ -13,14 +13,9 @@ version numbers alone.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
-import json
 import struct
-import zipfile
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal
@@ -33,7 +28,6 @@ from isal import isal_zlib
 from PIL import Image
 
 Format = Literal["png", "jpg", "webp", "npy"]
-Container = Literal["zip", "json"]
 
 IMAGE_FORMATS: Final[tuple[Format, ...]] = ("png", "jpg", "webp")
 MEDIA_TYPES: Final[dict[str, str]] = {
@@ -42,6 +36,7 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "webp": "image/webp",
     "npy": "application/x-npy",
     "zip": "application/zip",
+    "tar": "application/x-tar",
     "json": "application/json",
 }
 
@@ -64,14 +59,6 @@ _WALK_OPTIONS: Final[dict[str, Any]] = {
     "method": 0,
     "loop": 0,
 }
-_ZIP_TIME: Final = (
-    1980,
-    1,
-    1,
-    0,
-    0,
-    0,
-)  # the earliest that a zip can say: bytes must not depend on the clock
 
 
 def encode_image(pixels: npt.NDArray[np.uint8], fmt: Format, mark: bytes | None = None) -> bytes:
@@ -170,36 +157,8 @@ class EncodedImage:
     name: str
     seed: int | None
     class_idx: int | None
+    truncation_psi: float
     data: bytes
-
-
-def pack_zip(images: Sequence[EncodedImage], fmt: Format) -> bytes:
-    """The files in one zip, stored uncompressed (they are compressed already).
-
-    A seed that is asked for again, with another class say, gets a number: `seed0000000007-2.png`.
-    """
-    file = io.BytesIO()
-    times_named: Counter[str] = Counter()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for image in images:
-            times_named[image.name] += 1
-            again = f"-{times_named[image.name]}" if times_named[image.name] > 1 else ""
-            archive.writestr(zipfile.ZipInfo(f"{image.name}{again}.{fmt}", date_time=_ZIP_TIME), image.data)
-    return file.getvalue()
-
-
-def pack_json(images: Sequence[EncodedImage], fmt: Format) -> bytes:
-    """{"images": [{"seed", "class_idx", "media_type", "data": base64}]}."""
-    entries = [
-        {
-            "seed": image.seed,
-            "class_idx": image.class_idx,
-            "media_type": MEDIA_TYPES[fmt],
-            "data": base64.b64encode(image.data).decode("ascii"),
-        }
-        for image in images
-    ]
-    return json.dumps({"images": entries}, separators=(",", ":")).encode()
 
 
 def _xmp(mark: bytes | None) -> dict[str, Any]:

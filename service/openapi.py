@@ -35,7 +35,7 @@ SAMPLES_DOC: Final = {
         "Make images from seeds or latents",
         *(400, 404, 406, 413, 415, 422, 429, 500, 503, 504),
         answers={
-            **_binary("png", "jpg", "webp", "npy", "zip"),
+            **_binary("png", "jpg", "webp", "npy", "zip", "tar"),
             "application/json": {"schema": {"type": "object"}},
         },
     ),

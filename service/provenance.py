@@ -57,8 +57,11 @@ class Rendering:
         self.render_id: str = hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
         """16 hex that name everything besides the digest that could change an image's bytes."""
         self.marks = marks
+        self.model = manifest.name
+        self.version = manifest.version
+        self.digest = manifest.digest
         self._head = _PACKET_HEAD.format(
-            model=name, version=version, digest=manifest.digest, render_id=self.render_id
+            model=name, version=version, digest=self.digest, render_id=self.render_id
         ).encode()
         self._tail = _PACKET_TAIL.encode()
 
@@ -70,7 +73,7 @@ class Rendering:
             self._head,
             b"" if seed is None else b' ganserve:seed="%d"' % seed,
             b"" if class_idx is None else b' ganserve:classIdx="%d"' % class_idx,
-            _psi_text(truncation_psi),
+            psi_text(truncation_psi).encode(),
             self._tail,
         )
 
@@ -90,15 +93,15 @@ class Rendering:
             frames,
             frame_ms,
             b"" if class_idx is None else b' ganserve:classIdx="%d"' % class_idx,
-            _psi_text(truncation_psi),
+            psi_text(truncation_psi).encode(),
             self._tail,
         )
 
 
 @lru_cache(256)
-def _psi_text(truncation_psi: float) -> bytes:
+def psi_text(truncation_psi: float) -> str:
     """The shortest digits that are this float32 again: the rows that run hold no other."""
-    return np.format_float_positional(np.float32(truncation_psi), trim="-").encode()
+    return np.format_float_positional(np.float32(truncation_psi), trim="-")
 
 
 @dataclass(frozen=True)

@@ -149,5 +149,6 @@ def encoded_image(
     """One row's pixels [H, W, C] as its file: what endpoint and offline runs both write."""
     seed = rows.seed(row)
     class_idx = int(rows.class_idx[row]) if artifact.manifest.num_classes else None
-    mark = rendering.mark(seed, class_idx, float(rows.truncation_psi[row]))
-    return EncodedImage(rows.name(row), seed, class_idx, encode_image(pixels, fmt, mark))
+    psi = float(rows.truncation_psi[row])
+    data = encode_image(pixels, fmt, rendering.mark(seed, class_idx, psi))
+    return EncodedImage(rows.name(row), seed, class_idx, psi, data)

@@ -14,7 +14,8 @@ from pydantic_core import from_json
 
 from models.errors import show
 from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
-from service.encoding import Container, Format
+from service.containers import Container
+from service.encoding import Format
 from service.errors import InvalidField, MalformedBody, TooLarge
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -57,7 +58,9 @@ class SampleRequest(_Request):
     )
     truncation_psi: TruncationPsi | None = Field(None, description="1 (default) is off, 0 the average image")
     format: Format = Field("png", description="npy is one uint8 array [n, H, W, C]")
-    container: Container | None = Field(None, description="of more than one image: zip (default) or json")
+    container: Container | None = Field(
+        None, description="of more than one image: zip (default), tar or json, with a manifest"
+    )
     timeout_ms: int | None = Field(None, ge=1, description="deadline from acceptance, in milliseconds")
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import tarfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -121,8 +122,27 @@ def test_a_zip_names_each_image_by_its_seed_and_never_changes(shared_server: Ser
     assert first.headers["content-type"] == "application/zip"
     assert first.content == second.content
     with zipfile.ZipFile(io.BytesIO(first.content)) as archive:
-        assert archive.namelist() == ["seed0000000007.png", "seed4294967295.png"]
+        assert archive.namelist() == ["seed0000000007.png", "seed4294967295.png", "manifest.json"]
         assert archive.read("seed0000000007.png") == post(shared_server, seed=7).content
+
+
+def test_a_tar_holds_the_zips_files_and_its_manifest_names_what_made_them(shared_server: Server) -> None:
+    model = shared_server.http.get("/v1/models/toy").json()
+    answer = post(shared_server, seed=7, n=3, container="tar", truncation_psi=0.7)
+    zipped = post(shared_server, seed=7, n=3, container="zip", truncation_psi=0.7)
+
+    assert answer.headers["content-type"] == "application/x-tar"
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        files = {name: archive.extractfile(name).read() for name in archive.getnames()}  # type: ignore[union-attr]
+    with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == files
+    manifest = json.loads(files["manifest.json"])
+    assert (manifest["digest"], manifest["render_id"]) == (model["digest"], model["render_id"])
+    assert [(one["seed"], one["truncation_psi"]) for one in manifest["images"]] == [
+        (7, 0.7),
+        (8, 0.7),
+        (9, 0.7),
+    ]
 
 
 def test_json_holds_each_image_with_its_seed_and_class(shared_server: Server) -> None:

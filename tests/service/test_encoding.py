@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
-import zipfile
 import zlib
 
 import numpy as np
@@ -16,15 +14,12 @@ from PIL import Image
 
 from service import encoding
 from service.encoding import (
-    EncodedImage,
     Format,
     encode_image,
     encode_npy,
     encode_png,
     encode_walk,
     encoder_id,
-    pack_json,
-    pack_zip,
 )
 
 
@@ -124,16 +119,3 @@ def test_a_walk_holds_every_frame() -> None:
     for number, frame in enumerate(frames):
         animation.seek(number)
         assert np.array_equal(np.asarray(animation.convert("RGB")), frame)
-
-
-def test_containers_name_each_image() -> None:
-    images = [EncodedImage(f"seed{seed:010d}", seed, None, b"data") for seed in (1, 2)]
-
-    with zipfile.ZipFile(io.BytesIO(pack_zip(images, "png"))) as archive:
-        assert archive.namelist() == ["seed0000000001.png", "seed0000000002.png"]
-        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-    again = [EncodedImage("seed0000000007", 7, class_idx, b"data") for class_idx in range(3)]
-    with zipfile.ZipFile(io.BytesIO(pack_zip(again, "png"))) as archive:
-        assert archive.namelist() == ["seed0000000007.png", "seed0000000007-2.png", "seed0000000007-3.png"]
-    entry = json.loads(pack_json(images, "webp"))["images"][1]
-    assert entry == {"seed": 2, "class_idx": None, "media_type": "image/webp", "data": "ZGF0YQ=="}
