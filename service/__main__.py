@@ -1,4 +1,4 @@
-"""The command `ganserve`: serve, sample, models.
+"""The command `ganserve`: serve, sample, models, bench.
 
 Parses flags and hands over; each verb imports what it needs, so that `--help` is quick and a
 worker that is spawned from here imports no second server.
@@ -79,6 +79,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_store(models)
     models.set_defaults(run=_models)
+
+    bench = verbs.add_parser(
+        "bench",
+        allow_abbrev=False,
+        help="measure a server beside the in-process limit",
+        description="Start a server with the settings given, put load on it, and print how fast it was "
+        "beside what the same work costs without HTTP. Without --clients and --rate, three usual cases.",
+    )
+    load = bench.add_argument_group("load")
+    load.add_argument("--clients", type=int, metavar="N", help="closed loop of N connections")
+    load.add_argument("--rate", type=float, metavar="R", help="open loop of R requests a second")
+    load.add_argument("--n", type=int, default=1, metavar="N", help="images a request; default 1")
+    load.add_argument("--format", default="png", choices=["png", "jpg", "webp", "npy"])
+    load.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of a round; default 5")
+    load.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
+    add_flags(bench)
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -121,6 +138,33 @@ def _sample(arguments: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         print(file=sys.stderr)
     print(f"{written} images of {artifact.address} ({artifact.digest[:12]}) in {arguments.out}")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from service.bench import CASES, Case, bench, free_port
+    from service.settings import flags_of, load_settings
+
+    for name in ("clients", "rate", "n", "seconds", "rounds"):
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise InvalidValue(f"{name} must be greater than 0, got {value}")
+    if arguments.clients is not None and arguments.rate is not None:
+        raise InvalidValue("clients and rate must not be given together: a loop is closed or open")
+    if arguments.port is None:
+        arguments.port = str(free_port())
+    cases: Sequence[Case] = CASES
+    if arguments.clients is not None or arguments.rate is not None:
+        cases = (Case(arguments.clients or 1, arguments.n, arguments.format, arguments.rate),)
+    lines = bench(
+        load_settings(arguments),
+        flags_of(arguments),
+        cases,
+        seconds=arguments.seconds,
+        rounds=arguments.rounds,
+    )
+    for line in lines:
+        print(line, flush=True)
     return 0
 
 

@@ -27,16 +27,17 @@ from service.encoding import (
     encode_walk,
 )
 from service.errors import InvalidField, StaleDigest, Unavailable
-from service.http_errors import add_error_handlers
 from service.http_log import facts_of
 from service.http_request import accepted, deadline, matches, read_body
+from service.http_routes import PlainRoute
 from service.openapi import IMAGE_DOC, SAMPLES_DOC, WALK_DOC, doc
 from service.pages import add_pages
 from service.provenance import DIGEST_DIGITS, ImageAddress
 from service.rows import Rows
-from service.sampler import ModelSampler, Timing
+from service.sampler import ModelSampler
 from service.schema import ImageQuery, SampleRequest, WalkQuery, parse_query, parse_sample_request
 from service.serving import Serving
+from service.ticket import Ticket
 
 _MAX_SEEDS_HEADER_BYTES: Final = 1024
 _IMAGE_FILE = re.compile(r"(0|[1-9]\d{0,9})\.([a-z]{3,4})", re.ASCII)
@@ -54,7 +55,7 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
         route for route in app.router.routes if getattr(route, "path", "") == "/openapi.json"
     ]
     app.router.redirect_slashes = False  # it would redirect to whatever the Host header says
-    add_error_handlers(app)
+    app.router.route_class = PlainRoute
     routes = _Routes(serving)
     image = "/v1/models/{model}/{file}"
     app.add_api_route("/v1/samples", routes.create_samples, methods=["POST"], **SAMPLES_DOC)
@@ -90,27 +91,24 @@ class _Routes:
             body = await read_body(request, settings.max_body_bytes)
         wanted = parse_sample_request(body, settings.max_request_rows)
         sampler = self._serving.sampler(wanted.model)
-        facts_of(request).update(model=sampler.dispatcher.name, rows=wanted.row_count)
+        facts_of(request).update(model=sampler.name, rows=wanted.row_count)
         self._serving.check_rows(wanted.row_count)
         media_type = accepted(request, _media_type_of(wanted))
         rows = _rows_of(wanted, sampler)
-        async with self._serving.answering(request, wanted.timeout_ms):
-            if wanted.format == "npy":
-                pixels, timing = await sampler.pixels(rows, "samples")
-                data = await asyncio.to_thread(encode_npy, pixels)
-            else:
-                images, timing = await sampler.encoded(rows, wanted.format, "samples")
-                data = (
-                    images[0].data
-                    if _is_single(wanted)
-                    else await asyncio.to_thread(_pack, images, wanted, sampler)
-                )
-        return _answer(request, sampler, data, media_type, timing, rows)
+        fmt = None if wanted.format == "npy" else wanted.format
+        ticket = await self._serving.make(sampler, rows, fmt, "samples", request.receive, wanted.timeout_ms)
+        if fmt is None:
+            data = await asyncio.to_thread(encode_npy, ticket.images)
+        elif _is_single(wanted):
+            data = ticket.images[0].data
+        else:
+            data = await asyncio.to_thread(_pack, ticket.images, wanted, sampler)
+        return _answer(request, sampler, data, media_type, ticket)
 
     async def image(self, request: Request, model: str, file: str) -> Response:
         name, at, digits = model.partition("@")
         sampler = self._serving.sampler(name)
-        facts_of(request).update(model=sampler.dispatcher.name, rows=1)
+        facts_of(request).update(model=sampler.name, rows=1)
         seed, fmt = _parse_image_file(file)
         query = parse_query(ImageQuery, request.query_params)
         rows = Rows.of_seeds(sampler.artifact.manifest, [seed], query.class_idx, query.truncation_psi)
@@ -143,9 +141,8 @@ class _Routes:
             response = Response(headers=headers, media_type=media_type)
             del response.headers["content-length"]  # 0 would say that the image is empty
             return response
-        async with self._serving.answering(request):
-            (made,), timing = await sampler.encoded(rows, fmt, "image")
-        response = _answer(request, sampler, made.data, media_type, timing, rows)
+        ticket = await self._serving.make(sampler, rows, fmt, "image", request.receive)
+        response = _answer(request, sampler, ticket.images[0].data, media_type, ticket)
         response.headers.update(headers)
         return response
 
@@ -153,7 +150,7 @@ class _Routes:
         sampler = self._serving.sampler(model)
         manifest = sampler.artifact.manifest
         query = parse_query(WalkQuery, request.query_params)
-        facts_of(request).update(model=sampler.dispatcher.name, rows=query.frames)
+        facts_of(request).update(model=sampler.name, rows=query.frames)
         self._serving.check_rows(query.frames)
         media_type = accepted(request, MEDIA_TYPES["webp"])
         ends = Rows.of_seeds(manifest, [query.start, query.end], query.class_idx, query.truncation_psi)
@@ -166,17 +163,16 @@ class _Routes:
             nearer if manifest.num_classes else None,
             query.truncation_psi,
         )
-        async with self._serving.answering(request):
-            pixels, timing = await sampler.pixels(rows, "walk")
-            data = await asyncio.to_thread(encode_walk, pixels, query.frame_ms, _walk_mark(sampler, query))
-        return _answer(request, sampler, data, media_type, timing, rows)
+        ticket = await self._serving.make(sampler, rows, None, "walk", request.receive)
+        data = await asyncio.to_thread(encode_walk, ticket.images, query.frame_ms, _walk_mark(sampler, query))
+        return _answer(request, sampler, data, media_type, ticket)
 
     # -- facts ------------------------------------------------------------------------------------
 
-    async def list_models(self) -> Response:
+    async def list_models(self, request: Request) -> Response:
         return JSONResponse({"models": [self._describe(sampler) for sampler in self._serving.samplers]})
 
-    async def describe_model(self, model: str) -> Response:
+    async def describe_model(self, request: Request, model: str) -> Response:
         return JSONResponse(self._describe(self._serving.sampler(model)))
 
     def _describe(self, sampler: ModelSampler) -> dict[str, Any]:
@@ -211,20 +207,20 @@ class _Routes:
 
     # -- probes -----------------------------------------------------------------------------------
 
-    async def live(self) -> Response:
+    async def live(self, request: Request) -> Response:
         return JSONResponse({"status": "live"})
 
-    async def ready(self) -> Response:
+    async def ready(self, request: Request) -> Response:
         if self._serving.ready:
             return JSONResponse({"status": "ready"})
         raise Unavailable("the server is draining" if self._serving.draining else "a model is loading")
 
-    async def started(self) -> Response:
+    async def started(self, request: Request) -> Response:
         if self._serving.was_ready:
             return JSONResponse({"status": "started"})
         raise Unavailable("a model is loading")
 
-    async def metrics(self) -> Response:
+    async def metrics(self, request: Request) -> Response:
         return Response(self._serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -269,8 +265,9 @@ def _pack(images: list[EncodedImage], wanted: SampleRequest, sampler: ModelSampl
 
 
 def _answer(
-    request: Request, sampler: ModelSampler, data: bytes, media_type: str, timing: Timing, rows: Rows
+    request: Request, sampler: ModelSampler, data: bytes, media_type: str, ticket: Ticket
 ) -> Response:
+    rows, timing = ticket.rows, ticket.timing
     headers = {"X-Model-Digest": sampler.artifact.digest, "Server-Timing": timing.header()}
     if rows.latents is None:
         seeds = seeds_text(rows.seeds.tolist())

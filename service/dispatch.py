@@ -14,68 +14,25 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-import numpy as np
-import numpy.typing as npt
 
 from models.store import Artifact
 from service.batching import MicrobatchSize, RowQueue, Segment
 from service.channel import Channel
 from service.errors import Overloaded, ServiceError, Unavailable, WorkerCrashed
 from service.metrics import Metrics, ModelState
-from service.rows import Rows
 from service.settings import Settings
 from service.slots import Slot, SlotLayout, create_memory, map_slots
 from service.statistics import Statistics
+from service.ticket import Portion, Ticket
 
 # One microbatch on the device and one formed behind it: a new row waits for at most these two.
 _SLOTS_PER_WORKER: Final = 2
 _MAX_REPLAYS: Final = 2
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Portion:
-    """Some rows of a request, made."""
-
-    start: int
-    images: npt.NDArray[np.uint8]
-    """[n, H, W, C]"""
-    queue_s: float
-    """From accepted to device start."""
-    device_s: float
-    """Device time of the microbatch that held them."""
-    input_s: float
-    """Writing that microbatch where its worker reads it."""
-    output_s: float
-    """Taking its pixels from where its worker wrote them."""
-
-
-class Ticket:
-    """One accepted request: its rows, and the portions that are made of them."""
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-        self.accepted = time.monotonic()
-        self.cancelled = False
-        self._portions: asyncio.Queue[Portion | ServiceError] = asyncio.Queue()
-
-    def deliver(self, portion: Portion | ServiceError) -> None:
-        self._portions.put_nowait(portion)
-
-    async def portions(self) -> AsyncIterator[Portion]:
-        """Yield portions as they are made, in any order, until every row came. Raises ServiceError."""
-        missing = len(self.rows)
-        while missing:
-            portion = await self._portions.get()
-            if isinstance(portion, ServiceError):
-                raise portion
-            missing -= len(portion.images)
-            yield portion
 
 
 @dataclass(eq=False)
@@ -129,8 +86,16 @@ class Worker:
 class Dispatcher:
     """Queue and workers of one model. Every method runs in the event loop's thread."""
 
-    def __init__(self, artifact: Artifact, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        settings: Settings,
+        metrics: Metrics,
+        deliver: Callable[[list[Portion]], None],
+    ) -> None:
+        """Queue for `artifact`; `deliver` takes what one microbatch made."""
         self.artifact = artifact
+        self._deliver = deliver
         self.name = artifact.manifest.name
         self.workers: list[Worker] = []
         self.device: DeviceFacts | None = None  # None until the first worker is ready
@@ -155,8 +120,9 @@ class Dispatcher:
 
     # -- requests ---------------------------------------------------------------------------------
 
-    def submit(self, rows: Rows) -> Ticket:
-        """Accept `rows`, or raise Unavailable (no worker yet) or Overloaded (no room in the queue)."""
+    def submit(self, ticket: Ticket) -> None:
+        """Accept a request, or raise Unavailable (no worker yet) or Overloaded (no room in the queue)."""
+        rows = ticket.rows
         if self.device is None:
             raise Unavailable(f"model {self.name} is loading", retry_after_s=1)
         if self.queued_rows + len(rows) > self._max_queued_rows:
@@ -165,14 +131,11 @@ class Dispatcher:
                 f"{self.queued_rows}; {len(rows)} more do not fit",
                 retry_after_s=self._seconds_of(self.queued_rows),
             )
-        ticket = Ticket(rows)
         self._queue.add(ticket, len(rows))
         self._pump()
-        return ticket
 
-    def cancel(self, ticket: Ticket) -> None:
-        """Forget the rows of `ticket` that no worker has yet. Does nothing for a finished one."""
-        ticket.cancelled = True
+    def forget(self, ticket: Ticket) -> None:
+        """Drop the rows of a request that ended, as far as no worker has them yet."""
         self._queue.discard(ticket)
 
     def _seconds_of(self, rows: int) -> int:
@@ -240,19 +203,18 @@ class Dispatcher:
         metrics.batch_rows.labels(self.name).observe(batch.rows)
         metrics.batches.labels(self.name).inc()
         self.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
-        row = 0
+        row, portions = 0, []
         for segment in batch.segments:
-            queue_s = message["started"] - segment.request.accepted
-            portion = Portion(
-                segment.start,
-                images[row : row + len(segment)],
-                queue_s,
-                device_s,
-                batch.input_s,
-                output_s,
-            )
-            segment.request.deliver(portion)
-            row += len(segment)
+            ticket, rows = segment.request, len(segment)
+            timing = ticket.timing
+            queue_s = message["started"] - ticket.accepted
+            timing.queue_s = min(timing.queue_s, queue_s) if timing.device_s else queue_s
+            timing.device_s += device_s
+            timing.input_s += batch.input_s
+            timing.output_s += output_s
+            portions.append(Portion(ticket, segment.start, images[row : row + rows]))
+            row += rows
+        self._deliver(portions)
 
     def _failed(self, worker: Worker, message: dict[str, Any]) -> None:
         """The session refused a microbatch: its requests run alone, so that the one at fault fails alone."""
@@ -262,7 +224,7 @@ class Dispatcher:
         if len(batch.segments) > 1:
             self._replays.extend(Microbatch([segment]) for segment in batch.segments)
         else:
-            batch.segments[0].request.deliver(ServiceError("the generator failed on these rows"))
+            batch.segments[0].request.fail(ServiceError("the generator failed on these rows"))
         self._pump()
 
     def _lost(self, worker: Worker) -> None:
@@ -283,7 +245,7 @@ class Dispatcher:
             self._replays.extend(batch.apart())
         else:
             for segment in batch.segments:
-                segment.request.deliver(
+                segment.request.fail(
                     WorkerCrashed(f"workers died {batch.deaths} times while they made these rows")
                 )
             return
@@ -301,7 +263,7 @@ class Dispatcher:
         while (choice := self._next_worker()) is not None:
             worker, max_rows = choice
             batch = self._replays.popleft() if self._replays else Microbatch(self._queue.take(max_rows))
-            live = [segment for segment in batch.segments if not segment.request.cancelled]
+            live = [segment for segment in batch.segments if not segment.request.ended]
             if live:
                 batch.segments = live
                 self._run(worker, batch)

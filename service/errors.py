@@ -14,6 +14,7 @@
     │   ├── Overloaded    the queue is full
     │   └── Unavailable   loading or draining
     ├── DeadlineExceeded  the caller's time ran out
+    ├── CallerLeft        nobody waits for the answer any more
     └── WorkerCrashed     these rows killed every worker that took them
 
     StartError            the server cannot start; one sentence for the operator
@@ -85,6 +86,10 @@ class Unavailable(RetryableError):
 
 class DeadlineExceeded(ServiceError):
     """The request's `timeout_ms` passed before its images were made."""
+
+
+class CallerLeft(ServiceError):
+    """The client closed its connection before the answer."""
 
 
 class WorkerCrashed(ServiceError):

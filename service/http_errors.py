@@ -5,16 +5,17 @@ Nothing deeper knows a status code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any, Final
 
-from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import ContractError, InvalidValue, show
 from service.errors import (
+    CallerLeft,
     DeadlineExceeded,
     Forbidden,
     InvalidField,
@@ -31,8 +32,7 @@ from service.errors import (
     UnknownMediaType,
     WorkerCrashed,
 )
-from service.http_log import facts_of
-from service.http_request import CallerLeft
+from service.http_log import facts_in, facts_of
 
 STATUS: Final[dict[type[Exception], tuple[int, str]]] = {
     MalformedBody: (400, "bad_request"),
@@ -46,6 +46,7 @@ STATUS: Final[dict[type[Exception], tuple[int, str]]] = {
     InvalidField: (422, "invalid"),
     InvalidValue: (422, "invalid"),
     Overloaded: (429, "overloaded"),
+    CallerLeft: (499, "caller_left"),  # never seen by anyone; it marks the request in log and metrics
     WorkerCrashed: (500, "worker_crashed"),
     Unavailable: (503, "unavailable"),
     DeadlineExceeded: (504, "deadline"),
@@ -53,53 +54,51 @@ STATUS: Final[dict[type[Exception], tuple[int, str]]] = {
 """Which error becomes which status; the nearest class counts, and what is not here is 500 internal."""
 
 _ROUTER_CODES: Final = {404: "not_found", 405: "method_not_allowed"}
-_CALLER_LEFT: Final = 499  # never seen by anyone; it marks the request in log and metrics
+
+logger = logging.getLogger(__name__)
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error of `app`, the router's own too, with the one form of body."""
+class AnswerErrors:
+    """ASGI layer: an error becomes the answer that STATUS gives it, the router's own too."""
 
-    async def domain_error(request: Request, error: Exception) -> Response:
-        return error_response(request, error)
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-    async def router_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        code = _ROUTER_CODES.get(error.status_code, "bad_request")
-        message = str(error.detail)
-        if error.status_code == 404:
-            message = f"no route {show(request.url.path)}; /docs lists them"
-        elif error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "")
-            message = f"method must be {allowed} for {show(request.url.path)}, got {request.method}"
-        return _error_body(request, error.status_code, code, message, error.headers)
-
-    async def caller_left(request: Request, error: Exception) -> Response:
-        return Response(status_code=_CALLER_LEFT)
-
-    async def unexpected(request: Request, error: Exception) -> Response:
-        return _error_body(request, 500, "internal", "internal error; the log has this request_id")
-
-    handlers: dict[Any, Callable[[Request, Exception], Any]] = {
-        Exception: unexpected,
-        ServiceError: domain_error,
-        ContractError: domain_error,
-        HTTPException: router_error,
-        CallerLeft: caller_left,
-        ClientDisconnect: caller_left,
-    }
-    app.exception_handlers.update(handlers)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http" or facts_in(scope)["answered"]:
+                raise  # too late to say it to the caller
+            await error_response(Request(scope), error)(scope, receive, send)
 
 
 def error_response(request: Request, error: Exception) -> Response:
-    """One domain error as the answer that STATUS gives it."""
+    """One error as the answer that STATUS gives it."""
+    if isinstance(error, HTTPException):
+        return _router_error(request, error)
     status, code = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), (500, "internal"))
-    headers = {}
+    message, headers = str(error), {}
+    if not isinstance(error, ServiceError | ContractError):
+        logger.error("%s: unexpected error", facts_of(request)["request_id"], exc_info=error)
+        message = "internal error; the log has this request_id"
     if isinstance(error, RetryableError):
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     facts_of(request)["code"] = code
-    return _error_body(request, status, code, str(error), headers)
+    return _error_body(request, status, code, message, headers)
+
+
+def _router_error(request: Request, error: HTTPException) -> Response:
+    code = _ROUTER_CODES.get(error.status_code, "bad_request")
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"no route {show(request.url.path)}; /docs lists them"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        message = f"method must be {allowed} for {show(request.url.path)}, got {request.method}"
+    return _error_body(request, error.status_code, code, message, error.headers)
 
 
 def _error_body(request: Request, status: int, code: str, message: str, headers: Any = None) -> Response:

@@ -5,10 +5,11 @@ A plain ASGI layer, outermost, so that it also sees what the router refuses.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +20,8 @@ from service.serving import Serving
 _FACTS = "ganserve.facts"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REFUSALS = frozenset({"too_large", "overloaded", "unavailable"})
+_PROCESS_ID = secrets.token_hex(10)  # with a number, an id that no other replica gives; a uuid costs more
+_request_number = itertools.count()
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 
 logger = logging.getLogger("ganserve.request")
@@ -26,7 +29,12 @@ logger = logging.getLogger("ganserve.request")
 
 def facts_of(request: Request) -> dict[str, Any]:
     """What will be logged of this request; handlers add to it. Always holds `request_id`."""
-    facts: dict[str, Any] = request.scope[_FACTS]
+    return facts_in(request.scope)
+
+
+def facts_in(scope: Scope) -> dict[str, Any]:
+    """The same, by the request's ASGI scope."""
+    facts: dict[str, Any] = scope[_FACTS]
     return facts
 
 
@@ -44,16 +52,15 @@ class RequestLog:
             return
         started = time.perf_counter()
         request_id = _request_id(scope)
-        facts: dict[str, Any] = {"request_id": request_id, "model": "", "status": 500}
+        facts: dict[str, Any] = {"request_id": request_id, "model": "", "status": 500, "answered": False}
         scope[_FACTS] = facts
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                facts["status"] = message["status"]
-                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                facts["status"], facts["answered"] = message["status"], True
+                message["headers"].append((b"x-request-id", request_id.encode()))
                 if self._serving.draining:  # the next request of this caller belongs elsewhere
-                    headers.append((b"connection", b"close"))
-                message["headers"] = headers
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         self._metrics.inflight_requests.inc()
@@ -71,6 +78,7 @@ class RequestLog:
         if facts.get("code") in _REFUSALS:
             self._metrics.rejected.labels(facts["code"]).inc()
         if scope["path"] not in _QUIET_PATHS and logger.isEnabledFor(logging.INFO):
+            del facts["answered"]
             line = {
                 "method": scope["method"],
                 "path": scope["path"],
@@ -84,4 +92,4 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
-    return uuid.uuid4().hex
+    return f"{_PROCESS_ID}{next(_request_number):012x}"

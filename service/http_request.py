@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,11 +10,7 @@ from contextlib import asynccontextmanager
 from starlette.requests import Request
 
 from models.errors import show
-from service.errors import DeadlineExceeded, NotAcceptable, TooLarge, UnknownMediaType
-
-
-class CallerLeft(Exception):
-    """The client closed its connection before the answer."""
+from service.errors import CallerLeft, DeadlineExceeded, NotAcceptable, TooLarge, UnknownMediaType
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -23,12 +18,16 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnknownMediaType(f"content-type must be application/json, got {show(content_type)}")
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
+    chunks, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise CallerLeft("the caller closed the connection")
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        size += len(chunks[-1])
         if size > max_bytes:
             raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got more")
-        chunks.append(chunk)
     return b"".join(chunks)
 
 
@@ -62,31 +61,3 @@ async def deadline(timeout_ms: int, what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise DeadlineExceeded(f"timeout_ms passed: {what} within {timeout_ms} ms") from None
-
-
-@asynccontextmanager
-async def unless_caller_leaves(request: Request) -> AsyncIterator[None]:
-    """Cancel the block when the client closes its connection; what it raises then is CallerLeft."""
-    handler = asyncio.current_task()
-    assert handler is not None
-    left = False
-
-    async def watch() -> None:
-        nonlocal left
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        left = True
-        handler.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not left:
-            raise
-        handler.uncancel()
-        raise CallerLeft from None
-    finally:
-        watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -33,7 +34,7 @@ def add_pages(app: FastAPI) -> None:
 
     assets = Path(fastapi_offline.__file__).parent / "static"
 
-    async def docs() -> Response:
+    async def docs(request: Request) -> Response:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
             title="ganserve",
@@ -49,8 +50,8 @@ def add_pages(app: FastAPI) -> None:
         app.add_api_route(path, _page_file(file), methods=["GET", "HEAD"], include_in_schema=False)
 
 
-def _page_file(file: Path) -> Callable[[], Any]:
-    async def answer() -> Response:
+def _page_file(file: Path) -> Callable[[Request], Any]:
+    async def answer(request: Request) -> Response:
         return FileResponse(file, headers=_PAGE_HEADERS)
 
     return answer

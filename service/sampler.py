@@ -1,72 +1,39 @@
 """From rows to files: queue, device, encoding, in that order and overlapping.
 
-One `ModelSampler` a served model. Images are encoded in a thread pool as their portions arrive,
-while the device works on the next ones.
+One `ModelSampler` a served model. What one microbatch made is encoded in one job of a thread pool,
+while the device works on the next: a job a request would cost more than encoding a small image.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from models.store import Artifact
-from service.dispatch import Dispatcher, Portion
+from service.dispatch import Dispatcher
 from service.encoding import EncodedImage, Format, encode_image
+from service.errors import ServiceError
 from service.metrics import Metrics
 from service.provenance import Rendering
 from service.rows import Rows
-
-
-@dataclass
-class Timing:
-    """Where one request's time went, in seconds."""
-
-    queue_s: float = 0.0
-    """From accepted to the first device start."""
-    device_s: float = 0.0
-    """Device time of the microbatches that held its rows."""
-    encode_s: float = 0.0
-    """Encoding, summed over threads."""
-    input_s: float = 0.0
-    """Writing those microbatches for their workers."""
-    output_s: float = 0.0
-    """Taking their pixels from their workers."""
-
-    def add(self, portion: Portion) -> None:
-        self.queue_s = portion.queue_s if not self.device_s else min(self.queue_s, portion.queue_s)
-        self.device_s += portion.device_s
-        self.input_s += portion.input_s
-        self.output_s += portion.output_s
-
-    def header(self) -> str:
-        """The value of `Server-Timing`, in milliseconds."""
-        parts = {"queue": self.queue_s, "device": self.device_s, "encode": self.encode_s}
-        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in parts.items())
+from service.settings import Settings
+from service.ticket import Portion, Ticket
 
 
 class ModelSampler:
-    """Makes the images of one served model."""
+    """Makes the images of one served model. Used in the event loop's thread only."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        dispatcher: Dispatcher,
-        encoders: Executor,
-        metrics: Metrics,
-        marks: bool = True,
-    ) -> None:
+    def __init__(self, artifact: Artifact, settings: Settings, encoders: Executor, metrics: Metrics) -> None:
         self.artifact = artifact
-        self.dispatcher = dispatcher
-        self._encoders = encoders
-        self._metrics = metrics
-        self._marks = marks
+        self._marks = settings.marks
         self._rendering: Rendering | None = None
+        self.name = artifact.manifest.name
+        self.dispatcher = Dispatcher(artifact, settings, metrics, self._deliver)
+        self._encoders = encoders
 
     @property
     def rendering(self) -> Rendering | None:
@@ -77,65 +44,71 @@ class ModelSampler:
             self._rendering = Rendering(manifest, device.provider, device.runtime_version, self._marks)
         return self._rendering
 
-    async def pixels(self, rows: Rows, source: str) -> tuple[npt.NDArray[np.uint8], Timing]:
-        """Make the pixels [N, H, W, C] of `rows`. Raises Overloaded, Unavailable, WorkerCrashed."""
-        timing = Timing()
-        images = np.empty((len(rows), *self.artifact.manifest.img_shape), dtype=np.uint8)
-        async for portion in self._portions(rows, timing):
-            images[portion.start : portion.start + len(portion.images)] = portion.images
-        self._metrics.images.labels(self.dispatcher.name, source).inc(len(rows))
-        return images, timing
-
-    async def encoded(self, rows: Rows, fmt: Format, source: str) -> tuple[list[EncodedImage], Timing]:
-        """Make the image files of `rows`, in their order. Raises as `pixels` does."""
-        timing = Timing()
-        images: list[EncodedImage] = []
-        loop = asyncio.get_running_loop()
-        jobs: list[tuple[int, asyncio.Future[tuple[list[EncodedImage], float]]]] = []
-        try:
-            async for portion in self._portions(rows, timing):
-                job = loop.run_in_executor(self._encoders, self._encode, rows, portion, fmt)
-                jobs.append((portion.start, job))
-            for _, job in sorted(jobs, key=lambda one: one[0]):
-                encoded, encode_s = await job
-                images += encoded
-                timing.encode_s += encode_s
-        finally:
-            for _, job in jobs:
-                job.cancel()  # what has not begun when the request ends early
-        self._metrics.encode_seconds.labels(fmt).observe(timing.encode_s)
-        self._metrics.images.labels(self.dispatcher.name, source).inc(len(rows))
-        return images, timing
-
-    async def _portions(self, rows: Rows, timing: Timing) -> AsyncIterator[Portion]:
-        """Submit `rows` and yield their portions; whatever ends the request, no row of it keeps waiting."""
+    def submit(self, rows: Rows, fmt: Format | None) -> Ticket:
+        """Accept `rows`, to be made into `fmt` (None: pixels). Raises Overloaded, Unavailable."""
         statistics = self.dispatcher.statistics
         statistics.asked()
-        accepted = time.monotonic()
+        ticket = Ticket(rows, fmt, self.artifact.manifest.img_shape)
         try:
-            ticket = self.dispatcher.submit(rows)
-            try:
-                async for portion in ticket.portions():
-                    timing.add(portion)
-                    yield portion
-            finally:
-                self.dispatcher.cancel(ticket)
-        except BaseException:
-            statistics.fail.add(time.monotonic() - accepted)
+            self.dispatcher.submit(ticket)
+        except ServiceError:
+            statistics.fail.add(0.0)
             raise
-        seconds = time.monotonic() - accepted
-        statistics.succeeded(seconds, timing.queue_s, timing.input_s, timing.device_s, timing.output_s)
-        self._metrics.queue_seconds.labels(self.dispatcher.name).observe(timing.queue_s)
+        return ticket
 
-    def _encode(self, rows: Rows, portion: Portion, fmt: Format) -> tuple[list[EncodedImage], float]:
-        started = time.perf_counter()
+    def forget(self, ticket: Ticket) -> None:
+        """Let go of a ticket that ended: its rows that wait still are dropped."""
+        self.dispatcher.forget(ticket)
+        seconds, timing, statistics = ticket.seconds, ticket.timing, self.dispatcher.statistics
+        if ticket.succeeded:
+            statistics.succeeded(seconds, timing.queue_s, timing.input_s, timing.device_s, timing.output_s)
+        else:
+            statistics.fail.add(seconds)
+
+    def _deliver(self, portions: list[Portion]) -> None:
+        """Place the pixels of one microbatch; send those that become files to be encoded."""
+        to_encode = []
+        for portion in portions:
+            if portion.ticket.ended:
+                continue
+            if portion.ticket.fmt is None:
+                portion.ticket.place(portion.start, portion.images)
+            else:
+                to_encode.append(portion)
+        if to_encode:
+            self._encoders.submit(self._encode, to_encode, asyncio.get_running_loop())
+
+    def _encode(self, portions: list[Portion], loop: asyncio.AbstractEventLoop) -> None:
+        """Encode one microbatch's images, in a thread of the pool."""
         rendering = self.rendering
         assert rendering is not None  # a worker made these pixels
-        images = [
-            encoded_image(self.artifact, rendering, rows, portion.start + offset, pixels, fmt)
-            for offset, pixels in enumerate(portion.images)
-        ]
-        return images, time.perf_counter() - started
+        files: list[tuple[list[EncodedImage], float] | Exception] = []
+        for portion in portions:
+            ticket = portion.ticket
+            assert ticket.fmt is not None
+            started = time.perf_counter()
+            try:
+                encoded = [
+                    encoded_image(
+                        self.artifact, rendering, ticket.rows, portion.start + offset, pixels, ticket.fmt
+                    )
+                    for offset, pixels in enumerate(portion.images)
+                ]
+                files.append((encoded, time.perf_counter() - started))
+            except Exception as error:  # out of memory, say: this request fails, not its neighbours
+                files.append(error)
+        loop.call_soon_threadsafe(self._encoded, portions, files)
+
+    def _encoded(
+        self, portions: list[Portion], files: list[tuple[list[EncodedImage], float] | Exception]
+    ) -> None:
+        for portion, made in zip(portions, files, strict=True):
+            if isinstance(made, Exception):
+                portion.ticket.fail(made)
+                continue
+            encoded, encode_s = made
+            portion.ticket.timing.encode_s += encode_s
+            portion.ticket.place(portion.start, encoded)
 
 
 def encoded_image(

@@ -38,8 +38,7 @@ from service import channel, log
 from service.api import add_routes
 from service.drain import drain_on_sigterm, end_with_parent
 from service.errors import StartError
-from service.http_access import RequireKey
-from service.http_log import RequestLog
+from service.http_routes import surround
 from service.serving import Serving
 from service.session import check_runtime
 from service.settings import Settings
@@ -152,10 +151,10 @@ class GanServer(LitServer):
         add_routes(self.app, self.serving)
 
     def _register_middleware(self) -> None:
-        if self.serving.keys.needed:
-            self.app.add_middleware(RequireKey, keys=self.serving.keys)
-        # The last one added is the outermost.
-        self.app.add_middleware(RequestLog, serving=self.serving)
+        """No GZip; what surrounds the routes is `http_routes`' business."""
+
+    def _prepare_app_run(self, app: FastAPI) -> None:
+        surround(app, self.serving)
 
     def _init_manager(self, num_api_servers: int) -> _NoManager:
         """No manager process: the queues and the state it would hold have no users."""

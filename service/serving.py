@@ -13,19 +13,17 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
 
-from starlette.requests import Request
+from starlette.types import Receive
 
 from models.store import Artifact, parse_address
 from service import channel
-from service.dispatch import Dispatcher
-from service.encoding import encoder_id
+from service.encoding import Format, encoder_id
 from service.errors import (
     EXIT_REFUSED,
+    CallerLeft,
     DeadlineExceeded,
     InvalidField,
     NotServed,
@@ -33,11 +31,12 @@ from service.errors import (
     TooLarge,
     Unavailable,
 )
-from service.http_request import CallerLeft, deadline, unless_caller_leaves
 from service.keys import Keys
 from service.metrics import Metrics
+from service.rows import Rows
 from service.sampler import ModelSampler
 from service.settings import Settings
+from service.ticket import Ticket
 
 _POLL_S = 0.02
 
@@ -56,19 +55,12 @@ class Serving:
         self.metrics = Metrics()
         self._encoders = ThreadPoolExecutor(settings.encode_pool_threads, thread_name_prefix="encode")
         self._samplers = {
-            artifact.manifest.name: ModelSampler(
-                artifact,
-                Dispatcher(artifact, settings, self.metrics),
-                self._encoders,
-                self.metrics,
-                settings.marks,
-            )
+            artifact.manifest.name: ModelSampler(artifact, settings, self._encoders, self.metrics)
             for artifact in artifacts
         }
         self.draining = False
         self._accepting = True
-        self._cut_off = False
-        self._in_flight: set[asyncio.Task[Any]] = set()
+        self._in_flight: set[Ticket] = set()
         self._was_ready = False
         self._address: channel.Address | None = None
 
@@ -154,45 +146,45 @@ class Serving:
 
     # -- admission and drain ----------------------------------------------------------------------
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Hold one accepted request. Raises Unavailable once the server takes no more, or must end."""
-        task = asyncio.current_task()
-        assert task is not None
+    async def make(
+        self,
+        sampler: ModelSampler,
+        rows: Rows,
+        fmt: Format | None,
+        source: str,
+        receive: Receive,
+        timeout_ms: int | None = None,
+    ) -> Ticket:
+        """Accept one request; return its ticket when every image is made, as files of `fmt` or (None) pixels.
+
+        `receive` is the request's, its body read: it tells when the caller leaves. `timeout_ms` None is the
+        setting. Raises InvalidField for a deadline too far, Unavailable, Overloaded, DeadlineExceeded,
+        CallerLeft, WorkerCrashed.
+        """
+        if timeout_ms is None:
+            timeout_ms = self.settings.timeout_ms
+        if timeout_ms > self.settings.max_timeout_ms:
+            raise InvalidField(f"timeout_ms must be at most {self.settings.max_timeout_ms}, got {timeout_ms}")
         if not self._accepting:
             raise Unavailable("the server is draining", retry_after_s=1)
-        self._in_flight.add(task)
+        ticket = sampler.submit(rows, fmt)
+        loop = asyncio.get_running_loop()
+        late = DeadlineExceeded(f"timeout_ms passed: the images were not made within {timeout_ms} ms")
+        expiry = loop.call_later(timeout_ms / 1000, ticket.fail, late)
+        watcher = loop.create_task(_fail_when_caller_leaves(ticket, receive))
+        self._in_flight.add(ticket)
         try:
-            yield
-        except asyncio.CancelledError:
-            if not self._cut_off:
-                raise
-            task.uncancel()
-            raise Unavailable("the server ended before the images were made", retry_after_s=1) from None
+            await ticket.made
+        except (DeadlineExceeded, CallerLeft) as error:
+            self.metrics.cancelled.labels("deadline" if error is late else "caller_left").inc()
+            raise
         finally:
-            self._in_flight.discard(task)
-
-    @asynccontextmanager
-    async def answering(self, request: Request, timeout_ms: int | None = None) -> AsyncIterator[None]:
-        """Hold one accepted request; end the work on it when its deadline passes or its caller leaves.
-
-        Raises InvalidField for a deadline too far, else as `admitted`, DeadlineExceeded or CallerLeft.
-        """
-        settings = self.settings
-        if timeout_ms is None:
-            timeout_ms = settings.timeout_ms
-        if timeout_ms > settings.max_timeout_ms:
-            raise InvalidField(f"timeout_ms must be at most {settings.max_timeout_ms}, got {timeout_ms}")
-        try:
-            with self.admitted():
-                async with deadline(timeout_ms, "the images were not made"), unless_caller_leaves(request):
-                    yield
-        except DeadlineExceeded:
-            self.metrics.cancelled.labels("deadline").inc()
-            raise
-        except CallerLeft:
-            self.metrics.cancelled.labels("caller_left").inc()
-            raise
+            expiry.cancel()
+            watcher.cancel()
+            self._in_flight.discard(ticket)
+            sampler.forget(ticket)
+        self.metrics.made(sampler.name, source, ticket)
+        return ticket
 
     def check_rows(self, rows: int) -> None:
         """Raise TooLarge for more rows than one request may ask for."""
@@ -210,9 +202,8 @@ class Serving:
             await asyncio.sleep(_POLL_S)
         if self._in_flight:
             logger.warning("drain_s passed with %d requests unfinished", len(self._in_flight))
-            self._cut_off = True
-            for task in self._in_flight:
-                task.cancel()
+            for ticket in self._in_flight:
+                ticket.fail(Unavailable("the server ended before the images were made", retry_after_s=1))
         return max(0.0, deadline - time.monotonic())
 
     def close(self) -> None:
@@ -220,3 +211,9 @@ class Serving:
         for sampler in self.samplers:
             sampler.dispatcher.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
+
+
+async def _fail_when_caller_leaves(ticket: Ticket, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    ticket.fail(CallerLeft("the caller closed the connection"))

@@ -155,6 +155,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, default=None, metavar=name.upper(), help=field.description)
 
 
+def flags_of(arguments: argparse.Namespace) -> list[str]:
+    """The flags that were parsed, to be given to another process."""
+    flags = [] if arguments.config is None else ["--config", str(arguments.config)]
+    for name, field in Settings.model_fields.items():
+        value, flag = getattr(arguments, name, None), "--" + name.replace("_", "-")
+        if value is not None and field.annotation is bool:
+            flags.append(flag if value else flag.replace("--", "--no-", 1))
+        elif value is not None:
+            flags += [flag, str(value)]
+    return flags
+
+
 def load_settings(arguments: argparse.Namespace) -> Settings:
     """Read settings from parsed flags, environment and YAML. Raises StartError, one sentence a mistake."""
     _refuse_unknown_environment(os.environ)

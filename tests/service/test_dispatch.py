@@ -11,18 +11,18 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from toy import publish_toy
 
 from models.store import Artifact
 from service.channel import Channel
-from service.dispatch import Dispatcher, Ticket
-from service.errors import Overloaded, ServiceError, Unavailable, WorkerCrashed
+from service.dispatch import Dispatcher
+from service.errors import CallerLeft, Overloaded, ServiceError, Unavailable, WorkerCrashed
 from service.metrics import Metrics
 from service.rows import Rows
 from service.settings import Settings
 from service.slots import SlotLayout, map_slots
+from service.ticket import Portion, Ticket
 
 
 @pytest.fixture
@@ -69,13 +69,19 @@ class PlayedWorker:
         self.channel.close()
 
 
+def place(portions: list[Portion]) -> None:
+    for portion in portions:
+        portion.ticket.place(portion.start, portion.images)
+
+
 class Stage:
     """A dispatcher and the workers played for it; `run` a scenario on it."""
 
     def __init__(self, artifact: Artifact, max_rows: int = 4, **settings: int) -> None:
         self.artifact = artifact
         self.max_rows = max_rows
-        self.dispatcher = Dispatcher(artifact, Settings(max_microbatch=max_rows, **settings), Metrics())  # type: ignore[arg-type]
+        limits = Settings(max_microbatch=max_rows, **settings)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(artifact, limits, Metrics(), place)
         self.workers: list[PlayedWorker] = []
 
     def worker(self) -> PlayedWorker:
@@ -84,7 +90,9 @@ class Stage:
         return self.workers[-1]
 
     def ask(self, *seeds: int) -> Ticket:
-        return self.dispatcher.submit(Rows.of_seeds(self.artifact.manifest, seeds))
+        ticket = Ticket(Rows.of_seeds(self.artifact.manifest, seeds), None, self.artifact.manifest.img_shape)
+        self.dispatcher.submit(ticket)
+        return ticket
 
     async def settle(self) -> None:
         """Let the dispatcher read what its workers said."""
@@ -105,10 +113,9 @@ class Stage:
 
 async def seeds_made(ticket: Ticket) -> list[int]:
     """What a ticket's pixels say their seeds were, in row order."""
-    made = np.zeros(len(ticket.rows), dtype=np.int64)
-    async for portion in ticket.portions():
-        made[portion.start : portion.start + len(portion.images)] = portion.images[:, 0, 0, 0]
-    return made.tolist()
+    await ticket.made
+    seeds: list[int] = ticket.images[:, 0, 0, 0].tolist()
+    return seeds
 
 
 def test_pixels_come_back_to_the_request_that_asked_for_them(artifact: Artifact) -> None:
@@ -224,7 +231,8 @@ def test_a_cancelled_requests_rows_are_not_run(artifact: Artifact) -> None:
         worker = stage.worker()
         leaves = stage.ask(*range(20))
         message = worker.take()
-        stage.dispatcher.cancel(leaves)
+        leaves.fail(CallerLeft("gone"))
+        stage.dispatcher.forget(leaves)
         stays = stage.ask(99)
         made = worker.finish(message)
         while 99 not in made:
@@ -268,7 +276,7 @@ def test_statistics_count_microbatches_by_their_rows_and_none_that_failed(artifa
             last = stage.ask(*seeds)
             worker.finish(worker.take())
         await stage.settle()
-        portions = [portion async for portion in last.portions()]
+        await last.made
 
         statistics = stage.dispatcher.statistics
         assert (statistics.rows, statistics.executions) == (5, 3)
@@ -277,7 +285,7 @@ def test_statistics_count_microbatches_by_their_rows_and_none_that_failed(artifa
         assert (by_rows[3].infer.seconds, by_rows[1].infer.seconds) == (0.001, 0.002)
         assert by_rows[3].input.seconds > 0
         assert by_rows[3].output.seconds > 0
-        assert portions[0].input_s > 0
-        assert portions[0].output_s > 0
+        assert last.timing.input_s > 0
+        assert last.timing.output_s > 0
 
     stage.run(scenario)

@@ -1,0 +1,100 @@
+"""A request on its way from accepted to made: rows, images so far, times, and how it ends.
+
+Whatever ends a request early (deadline, caller gone, crashed workers, drain) fails its ticket; the
+coroutine that waits for `made` sees the reason, and the dispatcher drops rows of ended tickets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.encoding import Format
+from service.rows import Rows
+
+
+@dataclass
+class Timing:
+    """Where one request's time went, in seconds."""
+
+    queue_s: float = 0.0
+    """From accepted to the first device start."""
+    device_s: float = 0.0
+    """Device time of the microbatches that held its rows."""
+    encode_s: float = 0.0
+    """Encoding, summed over threads."""
+    input_s: float = 0.0
+    """Writing those microbatches for their workers."""
+    output_s: float = 0.0
+    """Taking their pixels from their workers."""
+
+    def header(self) -> str:
+        """The value of `Server-Timing`, in milliseconds."""
+        return (
+            f"queue;dur={self.queue_s * 1000:.2f}, device;dur={self.device_s * 1000:.2f}, "
+            f"encode;dur={self.encode_s * 1000:.2f}"
+        )
+
+
+class Ticket:
+    """One accepted request: its rows, the images made so far, and how it ends.
+
+    `made` is done when every row has its image, or when the request failed; what fails it (deadline,
+    caller gone, crash, drain) is the exception that `made` raises.
+    """
+
+    def __init__(self, rows: Rows, fmt: Format | None, img_shape: tuple[int, int, int]) -> None:
+        self.rows = rows
+        self.fmt = fmt
+        """What the images become: files of this format; None for pixels."""
+        n = len(rows)
+        self.images: Any = np.empty((n, *img_shape), dtype=np.uint8) if fmt is None else [None] * n
+        """[N, H, W, C] uint8, or a list of N EncodedImage."""
+        self.accepted = time.monotonic()
+        self.timing = Timing()
+        self.made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._missing = len(rows)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more is needed: made, failed, or nobody waits."""
+        return self.made.done()
+
+    @property
+    def succeeded(self) -> bool:
+        """Every image is there."""
+        return not self._missing and self.ended
+
+    @property
+    def seconds(self) -> float:
+        """Since it was accepted."""
+        return time.monotonic() - self.accepted
+
+    def place(self, start: int, images: Sequence[Any] | npt.NDArray[np.uint8]) -> None:
+        """Take in the images of the rows from `start` on."""
+        self.images[start : start + len(images)] = images
+        self._missing -= len(images)
+        if not self._missing and not self.made.done():
+            self.made.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """End the request with `error`, unless it has ended."""
+        if not self.made.done():
+            self.made.set_exception(error)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Some rows of one request, made."""
+
+    ticket: Ticket
+    start: int
+    """The first one's row in the request."""
+    images: npt.NDArray[np.uint8]
+    """[n, H, W, C]"""
