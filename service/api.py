@@ -35,10 +35,18 @@ from service.pages import add_pages
 from service.provenance import DIGEST_DIGITS, ImageAddress
 from service.rows import Rows
 from service.sampler import ModelSampler
-from service.schema import ImageQuery, SampleRequest, WalkQuery, parse_query, parse_sample_request
+from service.schema import (
+    ImageQuery,
+    SampleRequest,
+    WalkQuery,
+    check_large_body,
+    parse_query,
+    parse_sample_request,
+)
 from service.serving import Serving
 from service.ticket import Ticket
 
+_LARGE_BODY_BYTES: Final = 64 * 2**10  # read in a thread: others need the event loop meanwhile
 _MAX_SEEDS_HEADER_BYTES: Final = 1024
 _IMAGE_FILE = re.compile(r"(0|[1-9]\d{0,9})\.([a-z]{3,4})", re.ASCII)
 _IMMUTABLE: Final = "max-age=31536000, immutable"
@@ -89,7 +97,11 @@ class _Routes:
         settings = self._serving.settings
         async with deadline(settings.timeout_ms, "the body was not sent"):
             body = await read_body(request, settings.max_body_bytes)
-        wanted = parse_sample_request(body, settings.max_request_rows)
+        if len(body) > _LARGE_BODY_BYTES:
+            check_large_body(body, settings.max_request_rows, self._serving.largest_z_dim)
+            wanted = await asyncio.to_thread(parse_sample_request, body, settings.max_request_rows)
+        else:
+            wanted = parse_sample_request(body, settings.max_request_rows)
         sampler = self._serving.sampler(wanted.model)
         facts_of(request).update(model=sampler.name, rows=wanted.row_count)
         self._serving.check_rows(wanted.row_count)
@@ -199,6 +211,7 @@ class _Routes:
                 "max_rows": settings.max_request_rows,
                 "max_queued_rows": settings.max_queued_rows,
                 "max_body_bytes": settings.max_body_bytes,
+                "max_pixel_bytes": settings.max_pixel_bytes,
                 "max_timeout_ms": settings.max_timeout_ms,
                 "max_seed": MAX_SEED,
             },

@@ -21,7 +21,7 @@ from typing import Any, Final
 from models.store import Artifact
 from service.batching import MicrobatchSize, RowQueue, Segment
 from service.channel import Channel
-from service.errors import Overloaded, ServiceError, Unavailable, WorkerCrashed
+from service.errors import Overloaded, ServiceError, TooLarge, Unavailable, WorkerCrashed
 from service.metrics import Metrics, ModelState
 from service.settings import Settings
 from service.slots import Slot, SlotLayout, create_memory, map_slots
@@ -102,6 +102,7 @@ class Dispatcher:
         self.statistics = Statistics()
         self._layout = SlotLayout.of(artifact.manifest, settings.max_microbatch)
         self._max_queued_rows = settings.max_queued_rows
+        self._max_pixel_bytes = settings.max_pixel_bytes
         self._metrics = metrics
         self._queue: RowQueue[Ticket] = RowQueue()
         self._replays: deque[Microbatch] = deque()
@@ -121,8 +122,14 @@ class Dispatcher:
     # -- requests ---------------------------------------------------------------------------------
 
     def submit(self, ticket: Ticket) -> None:
-        """Accept a request, or raise Unavailable (no worker yet) or Overloaded (no room in the queue)."""
+        """Accept a request, or raise TooLarge, Unavailable (no worker yet) or Overloaded (no room)."""
         rows = ticket.rows
+        pixel_bytes = len(rows) * math.prod(self.artifact.manifest.img_shape)
+        if pixel_bytes > self._max_pixel_bytes:
+            raise TooLarge(
+                f"max_pixel_bytes is {self._max_pixel_bytes} bytes of pixels a request, "
+                f"got {pixel_bytes} in {len(rows)} images"
+            )
         if self.device is None:
             raise Unavailable(f"model {self.name} is loading", retry_after_s=1)
         if self.queued_rows + len(rows) > self._max_queued_rows:

@@ -6,13 +6,13 @@ documents, the probes and /metrics need none. Without keys in the settings the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from starlette.requests import HTTPConnection, Request
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Unauthorized
-from service.http_errors import error_response
 from service.keys import Keys
 from service.pages import DOCUMENT_PATHS, PAGE_PATHS
 
@@ -29,11 +29,30 @@ OPEN_PATHS: Final = frozenset(
     }
 )
 """Paths that need no key."""
+_ASKED_HEADERS: Final = (
+    *("Authorization", "X-API-Key", "Content-Type", "If-None-Match", "X-Request-Id", "traceparent"),
+    "Inference-Header-Content-Length",
+)
+_TOLD_HEADERS: Final = (
+    *("X-Model-Digest", "X-Seeds", "X-Request-Id", "Server-Timing", "ETag", "Retry-After", "traceparent"),
+    *("Inference-Header-Content-Length", "WWW-Authenticate"),
+)
 _OPEN_FOLDERS: Final = ("/docs/assets/",)
 
 
+def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """`app` with CORS: pages of `origins` may ask it, with a key, and read our headers."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=_ASKED_HEADERS,
+        expose_headers=_TOLD_HEADERS,
+    )
+
+
 class RequireKey:
-    """Around every route: without a known key no answer, unless the path is open to all."""
+    """Around every route: without a known key Unauthorized, unless the path is open to all."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
@@ -41,12 +60,7 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_open(scope["path"]):
-            request = Request(scope)
-            try:
-                self._keys.require_known(_key_of(request))
-            except Unauthorized as error:
-                await error_response(request, error)(scope, receive, send)
-                return
+            self._keys.require_known(_key_of(HTTPConnection(scope)))
         await self._app(scope, receive, send)
 
 

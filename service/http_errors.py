@@ -70,11 +70,10 @@ class AnswerErrors:
         except Exception as error:
             if scope["type"] != "http" or facts_in(scope)["answered"]:
                 raise  # too late to say it to the caller
-            await error_response(Request(scope), error)(scope, receive, send)
+            await _error_response(Request(scope), error)(scope, receive, send)
 
 
-def error_response(request: Request, error: Exception) -> Response:
-    """One error as the answer that STATUS gives it."""
+def _error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return _router_error(request, error)
     status, code = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), (500, "internal"))

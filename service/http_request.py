@@ -18,6 +18,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise UnknownMediaType(f"content-type must be application/json, got {show(content_type)}")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got {declared}")
     chunks, size, more = [], 0, True
     while more:
         message = await request.receive()

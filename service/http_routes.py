@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http_access import RequireKey
+from service.http_access import RequireKey, allow_origins
 from service.http_errors import AnswerErrors
 from service.http_log import RequestLog
 from service.serving import Serving
@@ -34,7 +34,10 @@ class PlainRoute(APIRoute):
 
 def surround(app: FastAPI, serving: Serving) -> None:
     """Put our layers around `app`'s router, in place of FastAPI's; the first to see a request comes last."""
-    stack: ASGIApp = AnswerErrors(app.router)
+    stack: ASGIApp = app.router
     if serving.keys.needed:
         stack = RequireKey(stack, serving.keys)
+    stack = AnswerErrors(stack)
+    if serving.settings.allowed_origins:  # a preflight presents no key, and a refusal is for the page to read
+        stack = allow_origins(stack, serving.settings.allowed_origins)
     app.middleware_stack = RequestLog(stack, serving)

@@ -38,6 +38,7 @@ from service import channel, log
 from service.api import add_routes
 from service.drain import drain_on_sigterm, end_with_parent
 from service.errors import StartError
+from service.http_protocol import patient_protocol
 from service.http_routes import surround
 from service.serving import Serving
 from service.session import check_runtime
@@ -71,6 +72,9 @@ def serve(settings: Settings) -> int:
             generate_client_file=False,
             access_log=False,
             server_header=False,
+            headers=[("X-Content-Type-Options", "nosniff")],
+            http=patient_protocol(settings.header_timeout_s, settings.max_header_bytes),
+            ws="none",
         )
     except SystemExit:  # uvicorn's way to say that it cannot bind: another server was faster than we
         raise StartError(f"port {settings.port} of {settings.host} cannot be had: another took it") from None

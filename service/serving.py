@@ -71,6 +71,11 @@ class Serving:
         """One a served model, the default model first."""
         return list(self._samplers.values())
 
+    @property
+    def largest_z_dim(self) -> int:
+        """The longest row of latents that a model served here takes."""
+        return max(one.artifact.manifest.z_dim for one in self.samplers)
+
     def sampler(self, address: str | None) -> ModelSampler:
         """The sampler of `name[:version]`, or of the default model. Raises NotServed, InvalidValue."""
         if address is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,6 +24,7 @@ from models.store import SHIPPED_STORE
 from service.errors import StartError
 
 ENV_PREFIX: Final = "GANSERVE_"
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+", re.ASCII)
 Accelerator = Literal["cpu", "cuda"]
 
 
@@ -62,6 +64,21 @@ class Settings(BaseSettings):
         8192, ge=1, description="rows that wait at most, a model; more is refused with 429"
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="bytes of one request body at most")
+    max_pixel_bytes: int = Field(
+        256 * 2**20,
+        ge=1024,
+        description="bytes of one request's pixels at most: rows x height x width x channels",
+    )
+    max_header_bytes: int = Field(
+        32 * 2**10, ge=1024, le=2**20, description="bytes of a request's line and headers at most"
+    )
+    header_timeout_s: float = Field(
+        10.0, gt=0, le=3600, description="seconds in which a request's line and headers must arrive"
+    )
+    cors_origins: str | None = Field(
+        None,
+        description="other origins whose pages may ask (https://example.org), comma separated, or *",
+    )
     timeout_ms: int = Field(
         30_000, ge=1, description="deadline of a request that names none, in milliseconds"
     )
@@ -96,6 +113,14 @@ class Settings(BaseSettings):
         "info", description="what is logged to stderr"
     )
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, value: str | None) -> str | None:
+        for origin in _parts(value):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError("must be * or origins such as https://example.org:8443, without a path")
+        return value
+
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
@@ -115,7 +140,12 @@ class Settings(BaseSettings):
     @property
     def model_addresses(self) -> list[str]:
         """What to serve, in order; the first is the default model."""
-        return [part.strip() for part in self.model.split(",")]
+        return _parts(self.model)
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """Origins of pages that CORS lets ask; none by default."""
+        return _parts(self.cors_origins)
 
     @property
     def max_request_rows(self) -> int:
@@ -132,6 +162,10 @@ class Settings(BaseSettings):
     @property
     def encode_pool_threads(self) -> int:
         return self.encode_threads or usable_cpus()
+
+
+def _parts(value: str | None) -> list[str]:
+    return [] if value is None else [part.strip() for part in value.split(",")]
 
 
 SECRET_FIELDS: Final = frozenset({"api_keys", "admin_keys"})

@@ -102,3 +102,62 @@ def test_a_key_that_is_added_opens_and_one_that_is_removed_closes_without_a_rest
     assert before == (200, 401)
     assert ALICE not in server.log
     assert BOB not in server.log
+
+
+# -- pages of other origins -------------------------------------------------------------------------
+
+PAGE = "https://shop.example"
+
+
+@pytest.fixture(scope="module")
+def crossed(toy_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that wants a key and lets pages of `PAGE` ask."""
+    log = tmp_path_factory.mktemp("crossed") / "server.log"
+    flags = ("--model", "toy", "--workers", "1", "--cors-origins", f"{PAGE}, http://localhost:3000")
+    server = Server(toy_store, *flags, env={"GANSERVE_API_KEYS": ALICE}, log=log).wait_until_ready()
+    yield server
+    server.stop()
+
+
+def preflight(server: Server, origin: str) -> httpx.Response:
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type",
+    }
+    return httpx.request("OPTIONS", f"{server.url}/v1/samples", headers=headers)
+
+
+def test_a_page_of_a_named_origin_may_ask_with_a_key_and_read_our_headers(crossed: Server) -> None:
+    asked = preflight(crossed, PAGE)
+    headers = {"Origin": PAGE, "Authorization": f"Bearer {ALICE}"}
+    answer = httpx.post(f"{crossed.url}/v1/samples", json={"seed": 1}, headers=headers)
+    exposed = answer.headers["access-control-expose-headers"].split(", ")
+
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == PAGE
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    allowed = asked.headers["access-control-allow-headers"].lower().split(", ")
+    assert {"authorization", "content-type"} <= set(allowed)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == PAGE
+    assert {"X-Model-Digest", "X-Seeds", "X-Request-Id", "Server-Timing", "ETag"} <= set(exposed)
+    assert {"x-model-digest", "x-seeds", "x-request-id", "server-timing"} <= set(answer.headers)
+
+
+def test_a_page_of_a_named_origin_can_read_why_it_was_refused(crossed: Server) -> None:
+    answer = httpx.post(f"{crossed.url}/v1/samples", json={"seed": 1}, headers={"Origin": PAGE})
+
+    assert answer.status_code == 401
+    assert answer.headers["access-control-allow-origin"] == PAGE
+
+
+def test_a_page_of_another_origin_may_not_ask(crossed: Server, shared_server: Server) -> None:
+    other = preflight(crossed, "https://evil.example")
+    without_setting = preflight(shared_server, PAGE)
+    answer = httpx.get(f"{shared_server.url}/v1/models", headers={"Origin": PAGE})
+
+    assert other.status_code == 400
+    assert "access-control-allow-origin" not in other.headers
+    assert without_setting.status_code == 405
+    assert not [name for name in answer.headers if name.startswith("access-control")]

@@ -23,7 +23,8 @@ def test_every_setting_is_a_flag() -> None:
         "workers": "3", "threads": "2", "max_microbatch": "8", "max_microbatch_ms": "5", "max_rows": "7",
         "max_queued_rows": "70", "max_body_bytes": "2048", "timeout_ms": "10", "max_timeout_ms": "20",
         "encode_threads": "4", "drain_s": "1", "drain_delay_s": "2", "log_level": "debug",
-        "api_keys_file": "/run/keys", "admin_keys_file": "/run/admin",
+        "max_pixel_bytes": "4096", "max_header_bytes": "8192", "header_timeout_s": "3",
+        "cors_origins": "https://a.example", "api_keys_file": "/run/keys", "admin_keys_file": "/run/admin",
     }  # fmt: skip
 
     settings = load(
@@ -44,6 +45,8 @@ def test_every_setting_is_a_flag() -> None:
         (("--host", "example"), "host must be '127.0.0.1', '0.0.0.0' or '::', got 'example'"),
         (("--max-rows", "many"), "max_rows must be a valid integer.*got 'many'"),
         (("--timeout-ms", "200000"), r"timeout_ms must be at most max_timeout_ms \(120000\), got 200000"),
+        (("--cors-origins", "https://a.example/x"), r"cors_origins must be \* or origins.*got 'https://a.ex"),
+        (("--cors-origins", "https://a.example,"), "cors_origins must be"),
         (("--config", "/nowhere.yaml"), "config must be a readable file: No such file or directory"),
     ],
 )
