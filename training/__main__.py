@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from models.errors import ContractError, DamagedArtifact, InvalidValue, show
-from models.sampling import SeedRanges
+from models.sampling import PRIORS, SeedRanges
 from models.store import Store
 from training.config import TrainConfig
 from training.errors import GraphRefused, MissingExtra, TrainingError
@@ -34,7 +34,7 @@ _EXTRA_OF_MODULE = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
         code: int = options.verb(options)
     except (ContractError, TrainingError) as error:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA_OF_MODULE:
             raise
-        return _fail(str(_missing_extra(error.name)), 2)
+        return _fail(str(_missing_extra(error.name, options)), 2)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
     except KeyboardInterrupt:
@@ -88,6 +88,40 @@ def _export(options: argparse.Namespace) -> int:
     print(f"published {artifact.address} in {artifact.path}")
     print(f"digest {artifact.digest}")
     print(f"largest difference to torch: {facts['largest_difference_to_torch_levels']} of 255 grey levels")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from training.importing import Choices, import_graph
+
+    choices = Choices(
+        latents_input=options.latents_input,
+        class_input=options.class_input,
+        truncation_input=options.truncation_input,
+        output=options.output,
+        value_range=options.range,
+        layout=options.layout,
+        prior=options.prior,
+        z_dim=options.z_dim,
+        num_classes=options.num_classes,
+        class_names=tuple(options.class_names.split(",")) if options.class_names else (),
+    )
+    imported = import_graph(
+        options.file,
+        Store(options.store),
+        name=options.name,
+        version=options.version,
+        choices=choices,
+        licence=options.licence,
+    )
+    for caution in imported.cautions:
+        print(f"gantrain: caution: {caution}", file=sys.stderr)
+    artifact = imported.artifact
+    levels = artifact.manifest.export["largest_difference_to_imported_levels"]
+    print(f"published {artifact.address} in {artifact.path}")
+    print(f"digest {artifact.digest}")
+    print(f"largest difference to {options.file.name}: {levels} of 255 grey levels")
+    print(f"serve it with\n  ganserve serve --store {options.store} --model {options.name}")
     return 0
 
 
@@ -178,6 +212,28 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--licence", default="unknown", help="SPDX name of the weights' licence (unknown)")
     _add_store(export)
 
+    importer = verbs.add_parser("import", help="publish a generator trained elsewhere, brought in as ONNX")
+    importer.set_defaults(verb=_import)
+    importer.add_argument("file", metavar="FILE.onnx", type=Path)
+    importer.add_argument("--name", required=True, help="folder and address of the model")
+    importer.add_argument("--version", type=_positive_int, help="default: the highest there is plus one")
+    importer.add_argument("--latents-input", metavar="INPUT", help="default: the only float input of rank 2")
+    importer.add_argument("--class-input", metavar="INPUT", help="integers, or one-hot floats")
+    importer.add_argument("--truncation-input", metavar="INPUT", help="floats, one psi a row")
+    importer.add_argument("--output", metavar="OUTPUT", help="default: the only one")
+    importer.add_argument("--range", help="black and white of the output: -1,1 (default), 0,1 or 0,255")
+    importer.add_argument(
+        "--layout", help="NCHW, NHWC or flat:CxHxW (default: by the place of 1 or 3 channels)"
+    )
+    importer.add_argument(
+        "--prior", choices=PRIORS, default="normal", help="what latents are drawn from (normal)"
+    )
+    importer.add_argument("--z-dim", metavar="N", type=_positive_int, help="where the file leaves it open")
+    importer.add_argument("--num-classes", metavar="N", type=_positive_int)
+    importer.add_argument("--class-names", metavar="A,B,…", help="one a class, with commas between them")
+    importer.add_argument("--licence", default="unknown", help="SPDX name of the weights' licence (unknown)")
+    _add_store(importer)
+
     verify = verbs.add_parser("verify", help="check an artifact's files, graph and golden rows")
     verify.set_defaults(verb=_verify)
     verify.add_argument("address", metavar="NAME[:VERSION]")
@@ -199,6 +255,17 @@ def _parser() -> argparse.ArgumentParser:
     download.set_defaults(verb=_download)
     download.add_argument("folder", type=Path)
     return parser
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--range -1,1` as one word: argparse would take its value for a flag."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "--range":
+            words[-1] = f"--range={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
@@ -223,8 +290,8 @@ def _positive_float(text: str) -> float:
     return value
 
 
-def _missing_extra(module: str) -> MissingExtra:
-    extra = _EXTRA_OF_MODULE[module]
+def _missing_extra(module: str, options: argparse.Namespace) -> MissingExtra:
+    extra = "onnx" if (module, options.verb) == ("onnx", _import) else _EXTRA_OF_MODULE[module]
     return MissingExtra(
         f"this needs {module}, which is not installed: pip install 'ganserve[{extra}]', "
         f"or pip install -e '.[{extra}]' in a clone"

@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from models.manifest import Manifest
+from models.manifest import Manifest, Truncation
 
 CARD_FILE: Final = "CARD.md"
 PREVIEW_FILE: Final = "preview.png"
+_TRUNCATION: Final[dict[Truncation, str]] = {
+    "none": "",
+    "z": " `truncation_psi` scales the latents: 1 is off, lower is more typical and less varied.",
+    "w": " `truncation_psi` pulls toward the average image: 1 is off, lower is more typical and less varied.",
+}
 
 
 def write_card(path: Path, manifest: Manifest) -> None:
@@ -21,13 +26,13 @@ def write_card(path: Path, manifest: Manifest) -> None:
 
 
 def card_text(manifest: Manifest) -> str:
-    """Return the card of `manifest`, whose `training` and `export` facts an export has filled in."""
+    """Return the card of `manifest`, whose facts an export or an import has filled in."""
     sections = (
         _header(manifest),
         f"# {manifest.name}:{manifest.version}",
         f"![one row a class, seeds 0-9]({PREVIEW_FILE})" if manifest.num_classes else f"![]({PREVIEW_FILE})",
         _what(manifest),
-        _training(manifest.training),
+        _training(manifest.training) if manifest.training else _import(manifest.export["imported_from"]),
         _serving(manifest),
         _proof(manifest),
     )
@@ -36,25 +41,28 @@ def card_text(manifest: Manifest) -> str:
 
 def _header(manifest: Manifest) -> str:
     licence = manifest.licence.partition(" ")[0].lower()
-    return "\n".join(
-        (
-            "---",
-            f"license: {licence}",
-            "library_name: ganserve",
-            "pipeline_tag: unconditional-image-generation",
+    lines = [
+        "---",
+        f"license: {licence}",
+        "library_name: ganserve",
+        "pipeline_tag: unconditional-image-generation",
+    ]
+    if manifest.training:
+        lines += [
             "tags: [gan, dcgan, onnx, image-generation]",
             f"datasets: [{manifest.training['data']['name']}]",
-            "---",
-        )
-    )
+        ]
+    else:
+        lines.append("tags: [onnx, image-generation]")
+    return "\n".join((*lines, "---"))
 
 
 def _what(manifest: Manifest) -> str:
     height, width, channels = manifest.img_shape
     lines = [
         f"A generator of {width}×{height} {'grey' if channels == 1 else 'RGB'} images from latents of "
-        f"{manifest.z_dim} numbers, drawn from N(0, 1). `truncation_psi` scales the latents: 1 is off, "
-        "lower is more typical and less varied.",
+        f"{manifest.z_dim} numbers, drawn from {'N(0, 1)' if manifest.prior == 'normal' else 'U(-1, 1)'}."
+        + _TRUNCATION[manifest.truncation],
     ]
     if manifest.class_names:
         names = ", ".join(f"{i} {name}" for i, name in enumerate(manifest.class_names))
@@ -82,6 +90,17 @@ The same run again:
 ```"""
 
 
+def _import(facts: Mapping[str, Any]) -> str:
+    return f"""## Origin
+
+- Imported from {facts["file"]}, sha256 {facts["sha256"][:12]}
+- Made by {facts["producer"]}, opset {facts["opset"]}
+- Its inputs: {", ".join(facts["inputs"])}; its output: {facts["output"]}
+- Added around it: pixels from the range {facts["range"]} and the layout {facts["layout"]}
+
+How it was trained is not known here."""
+
+
 def _serving(manifest: Manifest) -> str:
     return f"""## Serving
 
@@ -90,19 +109,21 @@ ganserve serve --store STORE --model {manifest.name}:{manifest.version}
 curl -L -o image.png http://127.0.0.1:8000/v1/models/{manifest.name}/42.png
 ```
 
-A seed names an image: its latents are the first {manifest.z_dim} draws of `RandomState(seed).randn`, \
-cast to float32."""
+A seed names an image: its latents are the first {manifest.z_dim} draws of \
+`RandomState(seed).{"randn" if manifest.prior == "normal" else "uniform(-1, 1)"}`, cast to float32."""
 
 
 def _proof(manifest: Manifest) -> str:
     facts = manifest.export
-    levels, sizes = facts["largest_difference_to_torch_levels"], facts["checked_batch_sizes"]
+    imported = "imported_from" in facts
+    levels = facts[f"largest_difference_to_{'imported' if imported else 'torch'}_levels"]
+    when, reference = ("import", "the file it was imported from") if imported else ("export", "torch")
     return f"""## Proof
 
 ```
 gantrain verify {manifest.name}:{manifest.version} --store STORE
 ```
 
-replays the rows of `golden.npz` and says whether they are bit-exact on this machine. At export the \
+replays the rows of `golden.npz` and says whether they are bit-exact on this machine. At {when} the \
 graph (opset {facts["opset"]}, {facts["precision"]}) was at most {levels} of 255 grey levels \
-away from torch, in batches of {", ".join(map(str, sizes))} rows."""
+away from {reference}, in batches of {", ".join(map(str, facts["checked_batch_sizes"]))} rows."""

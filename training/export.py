@@ -2,8 +2,8 @@
 
 Everything is put together in a draft of the store and checked there against torch and against the
 promises of serving; the rename that publishes it comes last, so a refused export leaves nothing.
-Refuses to own: what is promised (`training.promises`, `training.graph`), what the card says
-(`training.card`), what an artifact is (`models`).
+Refuses to own: what is promised (`training.proof`, `training.promises`, `training.graph`), what the card
+says (`training.card`), what an artifact is (`models`).
 """
 
 from __future__ import annotations
@@ -17,28 +17,22 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from models.golden import Golden, Render
 from models.manifest import GOLDEN_FILE, GRAPH_FILE, Manifest
-from models.sampling import MAX_SEED, latents_from_seeds
 from models.store import Artifact, Store
 from training.card import CARD_FILE, PREVIEW_FILE, write_card
-from training.graph import check_graph, opset_of, strip_trace
-from training.graph_session import ONNXRUNTIME_VERSION, GraphSession
-from training.grid import DEFAULT_COLUMNS, save_grid
+from training.graph import opset_of, strip_trace
+from training.graph_session import ONNXRUNTIME_VERSION
 from training.presets import train_command
-from training.promises import BATCH_SIZES, Rows, check_difference, check_interface, check_rows
+from training.promises import batch_sizes
+from training.proof import check_graph_file, golden_rows, save_preview
 from training.run_folder import RunFolder
 from training.servable import ServableGenerator, torch_render
 from training.snapshot import Snapshot, load_snapshot
 
-# Few enough to be replayed in a moment, odd enough to catch a wrong stream: both ends of the range are in.
-GOLDEN_SEEDS: Final = (0, MAX_SEED, 1, 2, 3, 5, 8, 13, 21, 42, 100, 1_000, 65_535, 65_536, 2**31 - 1, 2**31)
-GOLDEN_PSIS: Final = (1.0, 0.7)
 _TRACE_ROWS: Final = 3  # at least 2: an example batch of 1 would be taken for a constant
 
 
@@ -57,9 +51,9 @@ def export_run(
         G = snapshot.generator()
         write_graph(ServableGenerator(G), _example_rows(manifest), graph_file)
         session, levels = check_graph_file(graph_file, manifest, torch_render(G))
-        manifest = replace(manifest, export=_export_facts(graph_file, levels))
+        manifest = replace(manifest, export=_export_facts(graph_file, manifest, levels))
         golden_rows(session.render_many, manifest).save(draft.path / GOLDEN_FILE)
-        _save_preview(draft.path / PREVIEW_FILE, session.render_many, manifest)
+        save_preview(draft.path / PREVIEW_FILE, session.render_many, manifest)
         write_card(draft.path / CARD_FILE, manifest)
         return draft.publish(manifest)
 
@@ -85,37 +79,6 @@ def write_graph(servable: nn.Module, rows: tuple[Tensor, ...], path: Path) -> No
     model = program.model_proto
     strip_trace(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def check_graph_file(path: Path, manifest: Manifest, reference: Render) -> tuple[GraphSession, int]:
-    """Hold the graph at `path` to every promise, with `reference` as the truth of its pixels.
-
-    Returns its session and the largest difference in grey levels. Raises GraphRefused with the way out.
-    """
-    check_graph(onnx.load(path))
-    session = GraphSession(path)
-    check_interface(session, manifest)
-    rows = Rows.sample(manifest)
-    images = check_rows(session.render, rows)  # [64, H, W, C]
-    differences = [
-        check_difference(images[:size], rows[slice(size)].render(reference)) for size in BATCH_SIZES
-    ]
-    return session, max(differences)
-
-
-def golden_rows(render: Render, manifest: Manifest) -> Golden:
-    """Return the rows that prove the artifact: every seed of GOLDEN_SEEDS at each psi, classes in turn."""
-    psis = GOLDEN_PSIS if manifest.has_truncation else (1.0,)
-    seeds = np.tile(np.array(GOLDEN_SEEDS, dtype=np.int64), len(psis))
-    class_idx = np.arange(len(seeds), dtype=np.int64) % max(manifest.num_classes, 1)
-    truncation_psi = np.repeat(np.array(psis, dtype=np.float32), len(GOLDEN_SEEDS))
-    latents = latents_from_seeds(seeds, manifest.z_dim, manifest.prior)  # [N, z_dim]
-    return Golden(
-        seeds=seeds,
-        class_idx=class_idx,
-        truncation_psi=truncation_psi,
-        images=render(latents, class_idx, truncation_psi),
-    )
 
 
 @contextmanager
@@ -165,26 +128,13 @@ def _example_rows(manifest: Manifest) -> tuple[Tensor, ...]:
     return (*rows, torch.zeros(_TRACE_ROWS, dtype=torch.int64)) if manifest.num_classes else rows
 
 
-def _export_facts(graph_file: Path, levels: int) -> dict[str, Any]:
+def _export_facts(graph_file: Path, manifest: Manifest, levels: int) -> dict[str, Any]:
     return {
         "opset": opset_of(onnx.load(graph_file)),
         "precision": "fp32",
         "largest_difference_to_torch_levels": levels,
-        "checked_batch_sizes": list(BATCH_SIZES),
+        "checked_batch_sizes": list(batch_sizes(manifest)),
         "golden_provider": "CPUExecutionProvider",
         "versions": {tool: version_of(tool) for tool in ("torch", "onnx", "onnxscript")}
         | {"onnxruntime": ONNXRUNTIME_VERSION},
     }
-
-
-def _save_preview(path: Path, render: Render, manifest: Manifest) -> None:
-    """One row a class with the seeds 0..9; ten rows of consecutive seeds without classes."""
-    rows = manifest.num_classes or DEFAULT_COLUMNS
-    cells = np.arange(rows * DEFAULT_COLUMNS, dtype=np.int64)
-    seeds = cells % DEFAULT_COLUMNS if manifest.num_classes else cells
-    images = render(
-        latents_from_seeds(seeds, manifest.z_dim, manifest.prior),
-        cells // DEFAULT_COLUMNS if manifest.num_classes else np.zeros_like(cells),
-        np.ones(len(cells), dtype=np.float32),
-    )
-    save_grid(path, images, DEFAULT_COLUMNS, scale=2)

@@ -6,10 +6,11 @@ checked in `training.promises`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import onnx
+from google.protobuf.message import Message
 
 from training.errors import GraphRefused
 
@@ -20,12 +21,18 @@ RANDOM_OPS: Final = frozenset(
 
 def check_graph(model: onnx.ModelProto) -> None:
     """Raise GraphRefused if `model` has a random node, a node in training mode or a fixed batch size."""
-    nodes = list(_nodes(model))
-    for node in nodes:
-        _check_not_random(node)
-        _check_not_training(node, _constants(model, nodes))
+    check_nodes(model)
     for value in (*model.graph.input, *model.graph.output):
         _check_symbolic_batch(value)
+
+
+def check_nodes(model: onnx.ModelProto) -> None:
+    """Raise GraphRefused if `model` has a random node or a node in training mode."""
+    nodes = list(nodes_of(model))
+    constants = _constants(model, nodes)
+    for node in nodes:
+        _check_not_random(node)
+        _check_not_training(node, constants)
 
 
 def strip_trace(model: onnx.ModelProto) -> None:
@@ -33,9 +40,19 @@ def strip_trace(model: onnx.ModelProto) -> None:
 
     What is left depends on the weights and the code alone, so equal runs give equal digests.
     """
-    for owner in (model, model.graph, *model.functions, *_nodes(model), *_values(model)):
-        del owner.metadata_props[:]
-        owner.doc_string = ""
+    for message in messages_of(model):
+        for field in ("metadata_props", "doc_string"):
+            if field in message.DESCRIPTOR.fields_by_name:
+                message.ClearField(field)
+
+
+def messages_of(message: Message) -> Iterator[Message]:
+    """The message and everything in it at any depth: graphs, nodes, attributes, values, tensors."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if isinstance(value, Sequence) else (value,):
+                yield from messages_of(inner)
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -43,7 +60,7 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node: of the graph, of the functions it calls, of the branches and bodies inside nodes."""
     pending = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while pending:
@@ -51,13 +68,6 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield node
         for graph in _graphs(node):
             pending.extend(graph.node)
-
-
-def _values(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto | onnx.TensorProto]:
-    for graph in (model.graph, *(graph for node in _nodes(model) for graph in _graphs(node))):
-        yield from (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    for function in model.functions:
-        yield from function.value_info
 
 
 def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -5,8 +5,9 @@ Refuses to own: serving (that is `service`, with its own sessions); checks (`tra
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +18,33 @@ from models.errors import DamagedArtifact
 # Asked of the module: the distribution is onnxruntime or onnxruntime-gpu.
 ONNXRUNTIME_VERSION: Final = str(onnxruntime.__version__)
 _ROWS_A_RUN: Final = 64
+MAX_PIXELS_A_RUN: Final = 2**20  # 64 images of 128×128: the activations of more would fill the memory
+_FATAL_ONLY: Final = 4  # ONNX Runtime's log severity: what goes wrong is raised, and told once
+
+
+def open_session(graph: Path | bytes, name: str, *, fuse: bool = True) -> Any:
+    """An ONNX Runtime session on the CPU provider with one thread. Raises DamagedArtifact naming `name`.
+
+    Without `fuse` each node runs as it is written, so that an error names a node of the file.
+    """
+    options = onnxruntime.SessionOptions()
+    if not fuse:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    source = graph if isinstance(graph, bytes) else str(graph)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class of their own
+        raise DamagedArtifact(f"{name} cannot be loaded by ONNX Runtime: {error}") from None
 
 
 class GraphSession:
     """Renders rows through `model.onnx`. Raises DamagedArtifact for a file that is no graph."""
 
     def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's errors share no base class of their own
-            raise DamagedArtifact(f"{path} cannot be loaded by ONNX Runtime: {error}") from None
+        self._session = open_session(path, str(path))
         self.inputs = {one.name: (one.type, one.shape) for one in self._session.get_inputs()}
         """(type, shape) by name; a symbolic size is text."""
         self.outputs = {one.name: (one.type, one.shape) for one in self._session.get_outputs()}
@@ -57,9 +70,11 @@ class GraphSession:
         class_idx: npt.NDArray[np.int64],
         truncation_psi: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.uint8]:
-        """The same in runs of at most 64 rows."""
+        """The same in runs of at most 64 rows, fewer where images are larger than 128×128."""
+        pixels = math.prod(size for size in self.outputs["images"][1][1:3] if isinstance(size, int))
+        rows_a_run = max(1, min(_ROWS_A_RUN, MAX_PIXELS_A_RUN // pixels))
         images = []
-        for first in range(0, len(latents), _ROWS_A_RUN):
-            rows = slice(first, first + _ROWS_A_RUN)
+        for first in range(0, len(latents), rows_a_run):
+            rows = slice(first, first + rows_a_run)
             images.append(self.render(latents[rows], class_idx[rows], truncation_psi[rows]))
         return np.concatenate(images)

@@ -1,8 +1,8 @@
 """What serving promises of a graph, checked by running it.
 
 The interface the manifest tells of; a row's pixels the same alone, in any batch, in any order and
-each time; at most one grey level away from torch. Each refusal is a sentence with the way out.
-Works on any `Render`, so a test can break one promise at a time. NumPy only.
+each time; at most one grey level away from what it was made from. Each refusal is a sentence with the
+way out. Works on any `Render`, so a test can break one promise at a time. NumPy only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ from models.golden import Render
 from models.manifest import Manifest
 from models.sampling import latents_from_seeds
 from training.errors import GraphRefused
-from training.graph_session import GraphSession
+from training.graph_session import MAX_PIXELS_A_RUN, GraphSession
 
 BATCH_SIZES: Final = (1, 2, 3, 7, 64)
 MAX_DIFFERENCE_LEVELS: Final = 1
+
+
+def batch_sizes(manifest: Manifest) -> tuple[int, ...]:
+    """The BATCH_SIZES to check with: all up to 128×128 pixels, fewer for larger images, never less than 3."""
+    most_rows = max(3, MAX_PIXELS_A_RUN // (manifest.img_height * manifest.img_width))
+    return tuple(size for size in BATCH_SIZES if size <= most_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +41,12 @@ class Rows:
     """[N]; not used by a graph without truncation."""
 
     @classmethod
-    def sample(cls, manifest: Manifest, count: int = max(BATCH_SIZES)) -> Self:
-        """Seeds 0..count-1, classes and (where there is truncation) psi 1, 0.7 and 0 in turn."""
+    def sample(cls, manifest: Manifest, count: int | None = None) -> Self:
+        """Seeds 0..count-1, classes and (where there is truncation) psi 1, 0.7 and 0 in turn.
+
+        Without a count as many rows as the largest of `batch_sizes`.
+        """
+        count = max(batch_sizes(manifest)) if count is None else count
         seeds = np.arange(count)
         psi = np.resize([1.0, 0.7, 0.0] if manifest.has_truncation else [1.0], count)
         return cls(
@@ -66,7 +76,7 @@ def check_interface(session: GraphSession, manifest: Manifest) -> None:
 def check_rows(render: Render, rows: Rows) -> npt.NDArray[np.uint8]:
     """Raise GraphRefused unless each row has its pixels in every batch, order and run.
 
-    Returns the pixels [N, H, W, C] uint8 of `rows`. Needs as many rows as the largest of BATCH_SIZES.
+    Returns the pixels [N, H, W, C] uint8 of `rows`. Batch sizes above the number of rows are left out.
     """
     whole = rows.render(render)
     if not np.array_equal(rows.render(render), whole):
@@ -91,12 +101,15 @@ def check_rows(render: Render, rows: Rows) -> npt.NDArray[np.uint8]:
     return whole
 
 
-def check_difference(images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8]) -> int:
+def check_difference(
+    images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8], reference_name: str = "torch"
+) -> int:
     """Return the largest difference in grey levels. Raises GraphRefused for more than one level."""
     levels = int(np.abs(images.astype(np.int16) - reference.astype(np.int16)).max())
     if levels > MAX_DIFFERENCE_LEVELS:
         raise GraphRefused(
-            f"the graph must be within {MAX_DIFFERENCE_LEVELS} grey level of torch, it is {levels} away: an "
+            f"the graph must be within {MAX_DIFFERENCE_LEVELS} grey level of {reference_name}, it is "
+            f"{levels} away: an "
             "operator was translated wrongly. Export in fp32, and replace operators until they agree"
         )
     return levels

@@ -20,11 +20,12 @@ from models.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, Manifest
 from models.sampling import MAX_SEED
 from models.store import Artifact, Store, sha256_of
 from training.errors import GraphRefused, RunError
-from training.export import check_graph_file, export_run, write_graph
+from training.export import export_run, write_graph
 from training.graph import check_graph
 from training.graph_session import GraphSession
 from training.loop import train
 from training.promises import Rows, check_difference, check_interface, check_rows
+from training.proof import check_graph_file
 from training.run_folder import RunFolder
 from training.servable import torch_render
 from training.snapshot import load_snapshot

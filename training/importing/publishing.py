@@ -1,0 +1,212 @@
+"""`gantrain import`: the steps from a foreign file to a published artifact, in order.
+
+All happens in a draft of the store; the rename that publishes comes last, so a refusal leaves nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from models.golden import Render
+from models.manifest import GOLDEN_FILE, GRAPH_FILE, Manifest, Truncation
+from models.sampling import latents_from_seeds
+from models.store import Artifact, Store
+from training.card import CARD_FILE, PREVIEW_FILE, write_card
+from training.errors import GraphRefused
+from training.graph import check_nodes, opset_of, strip_trace
+from training.graph_session import ONNXRUNTIME_VERSION
+from training.importing.batch import free_batch, prune
+from training.importing.evidence import (
+    ForeignGraph,
+    check_free,
+    check_values,
+    mixing_node,
+    nhwc,
+    reference_render,
+)
+from training.importing.interface import DEFAULT_RANGE, Choices, Interface, find_interface, find_output
+from training.importing.reading import (
+    MAX_BYTES,
+    ForeignFile,
+    modern,
+    plain_text,
+    read_foreign,
+    too_large,
+)
+from training.importing.wrapping import wrap
+from training.promises import MAX_DIFFERENCE_LEVELS, Rows, batch_sizes
+from training.proof import check_graph_file, golden_rows, save_preview
+
+_PRECISIONS: Final = ((TensorProto.FLOAT16, "fp16"), (TensorProto.DOUBLE, "fp64"))
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import made, and what the user should look at."""
+
+    artifact: Artifact
+    cautions: list[str]
+
+
+def import_graph(
+    path: Path,
+    store: Store,
+    *,
+    name: str,
+    version: int | None = None,
+    choices: Choices | None = None,
+    licence: str = "unknown",
+) -> Imported:
+    """Publish the generator in the ONNX file at `path` as `name` in `store`.
+
+    Raises GraphRefused for a file that cannot be served, naming the node or the flag that is the way out,
+    InvalidValue for a choice that does not fit, and what `Store.draft` raises.
+    """
+    choices = choices or Choices()
+    with store.draft(name, version) as draft:
+        foreign = read_foreign(path)
+        output = find_output(foreign.model, choices)
+        prune(foreign.model, output.name)
+        check_nodes(foreign.model)
+        interface = find_interface(foreign.model, output, choices)
+        original, free = _free(foreign, interface, choices)
+
+        images, layout = nhwc(original.run(_few_rows(interface, choices)), choices)
+        value_range = choices.value_range or _default_range(interface)
+        manifest = _manifest_of(name, draft.version, interface, choices, licence, images.shape)
+        cautions = check_values(nhwc(original.run(Rows.sample(manifest)), choices)[0], value_range)
+        reference = reference_render(original, choices, value_range)
+        if interface.truncation_psi is not None:
+            manifest = replace(manifest, truncation=_kind_of_truncation(reference, manifest))
+
+        graph_file = draft.path / GRAPH_FILE
+        graph = wrap(free, interface, manifest, value_range, layout)
+        _write(graph, graph_file)
+        try:
+            session, levels = check_graph_file(graph_file, manifest, reference, "the imported file")
+        except GraphRefused as refusal:
+            node = mixing_node(free, interface, Rows.sample(manifest, count=2))
+            raise (GraphRefused(f"{refusal}. The node to look at is {node}") if node else refusal) from None
+        origin = _origin(foreign, interface, value_range, layout)
+        manifest = replace(
+            manifest, export=_export_facts(graph, manifest, levels) | {"imported_from": origin}
+        )
+        golden_rows(session.render_many, manifest).save(draft.path / GOLDEN_FILE)
+        save_preview(draft.path / PREVIEW_FILE, session.render_many, manifest)
+        write_card(draft.path / CARD_FILE, manifest)
+        return Imported(draft.publish(manifest), cautions)
+
+
+def _free(
+    foreign: ForeignFile, interface: Interface, choices: Choices
+) -> tuple[ForeignGraph, onnx.ModelProto]:
+    """The file as it came, ready to run, and its graph with a free batch.
+
+    Raises GraphRefused where it cannot run at all, or not at any batch size.
+    """
+    rows = _few_rows(interface, choices)
+    static = ForeignGraph(foreign.model, interface, interface.static_batch or 1)
+    for row in range(len(rows.latents)):
+        static.run(rows[slice(row, row + 1)])
+    free = modern(foreign.model)
+    if interface.static_batch is not None:
+        free_batch(free, interface, interface.static_batch)
+        check_free(free, interface, rows)
+        return static, free
+    try:
+        check_free(foreign.model, interface, rows)
+    except GraphRefused as refusal:  # a free input, and a fixed batch inside: the file speaks for one row
+        free_batch(free, interface, 1)
+        try:
+            check_free(free, interface, rows)
+        except GraphRefused:
+            raise refusal from None
+        return static, free
+    return ForeignGraph(foreign.model, interface, None), free
+
+
+def _few_rows(interface: Interface, choices: Choices) -> Rows:
+    """Three rows: enough to tell a free batch from a fixed one. The second has the last class."""
+    classes = [0, max(interface.num_classes - 1, 0), 0]
+    return Rows(
+        latents=latents_from_seeds(range(len(classes)), interface.z_dim, choices.prior),
+        class_idx=np.array(classes, dtype=np.int64),
+        truncation_psi=np.ones(len(classes), dtype=np.float32),
+    )
+
+
+def _default_range(interface: Interface) -> str:
+    return "0,255" if interface.output.elem_type == TensorProto.UINT8 else DEFAULT_RANGE
+
+
+def _manifest_of(
+    name: str, version: int, interface: Interface, choices: Choices, licence: str, shape: tuple[int, ...]
+) -> Manifest:
+    _, height, width, channels = shape
+    return Manifest(
+        name=name,
+        version=version,
+        z_dim=interface.z_dim,
+        img_height=height,
+        img_width=width,
+        img_channels=channels,
+        num_classes=interface.num_classes,
+        class_names=choices.class_names,
+        prior=choices.prior,
+        truncation="none" if interface.truncation_psi is None else "w",
+        licence=licence,
+    )
+
+
+def _kind_of_truncation(render: Render, manifest: Manifest) -> Truncation:
+    """ "z" if psi does what scaling the latents does, otherwise "w"."""
+    rows, half = Rows.sample(manifest, count=3), np.full(3, 0.5, dtype=np.float32)
+    by_psi = render(rows.latents, rows.class_idx, half)
+    by_latents = render(rows.latents * np.float32(0.5), rows.class_idx, np.ones(3, dtype=np.float32))
+    levels = np.abs(by_psi.astype(np.int16) - by_latents.astype(np.int16)).max()
+    return "z" if levels <= MAX_DIFFERENCE_LEVELS else "w"
+
+
+def _write(graph: onnx.ModelProto, path: Path) -> None:
+    strip_trace(graph)
+    graph.producer_name, graph.graph.name = plain_text(graph.producer_name), "imported"
+    graph.ClearField("domain")
+    if graph.ByteSize() > MAX_BYTES:
+        raise GraphRefused(too_large("the wrapped graph", graph.ByteSize()))
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _origin(foreign: ForeignFile, interface: Interface, value_range: str, layout: str) -> dict[str, Any]:
+    """Where the graph came from: never a path."""
+    model = foreign.model
+    return {
+        "file": plain_text(foreign.name),
+        "sha256": foreign.sha256,
+        "external_data": {plain_text(name): digest for name, digest in foreign.external_data.items()},
+        "producer": plain_text(f"{model.producer_name} {model.producer_version}".strip()) or "unknown",
+        "opset": opset_of(model),
+        "batch_size": interface.static_batch or "dynamic",
+        "inputs": [plain_text(one.text) for one in interface.inputs],
+        "output": plain_text(interface.output.text),
+        "range": value_range,
+        "layout": layout,
+    }
+
+
+def _export_facts(graph: onnx.ModelProto, manifest: Manifest, levels: int) -> dict[str, Any]:
+    foreign_types = {tensor.data_type for tensor in graph.graph.initializer}
+    return {
+        "opset": opset_of(graph),
+        "precision": next((name for elem_type, name in _PRECISIONS if elem_type in foreign_types), "fp32"),
+        "largest_difference_to_imported_levels": levels,
+        "checked_batch_sizes": list(batch_sizes(manifest)),
+        "golden_provider": "CPUExecutionProvider",
+        "versions": {"onnx": version_of("onnx"), "onnxruntime": ONNXRUNTIME_VERSION},
+    }
