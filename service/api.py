@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from models.errors import show
 from models.sampling import MAX_SEED, check_seed, latents_from_seeds, seeds_text, slerp
 from service import __version__
+from service.api_v2 import add_v2_routes
 from service.containers import pack
 from service.encoding import (
     IMAGE_FORMATS,
@@ -80,6 +81,7 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
     app.add_api_route("/readyz", routes.ready, methods=["GET"], **doc("May get traffic", 503))
     app.add_api_route("/startupz", routes.started, methods=["GET"], **doc("Was ready once", 503))
     app.add_api_route("/metrics", routes.metrics, methods=["GET"], **doc("Prometheus metrics"))
+    add_v2_routes(app, serving)
     add_pages(app)
 
 
@@ -286,11 +288,7 @@ def _answer(
         seeds = seeds_text(rows.seeds.tolist())
         if len(seeds) <= _MAX_SEEDS_HEADER_BYTES:
             headers["X-Seeds"] = seeds
-    facts_of(request).update(
-        queue_ms=round(timing.queue_s * 1000, 2),
-        device_ms=round(timing.device_s * 1000, 2),
-        encode_ms=round(timing.encode_s * 1000, 2),
-    )
+    facts_of(request).update(timing.facts())
     return Response(data, media_type=media_type, headers=headers)
 
 

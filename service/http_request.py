@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 from starlette.requests import Request
 
 from models.errors import show
-from service.errors import CallerLeft, DeadlineExceeded, NotAcceptable, TooLarge, UnknownMediaType
+from service.errors import (
+    CallerLeft,
+    DeadlineExceeded,
+    MalformedBody,
+    NotAcceptable,
+    TooLarge,
+    UnknownMediaType,
+)
+
+_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}  # as zlib counts them: with gzip's header, with its own
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, if it is JSON by its content type and no longer than `max_bytes`."""
-    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise UnknownMediaType(f"content-type must be application/json, got {show(content_type)}")
+async def read_body(
+    request: Request, max_bytes: int, content_types: Sequence[str] = ("application/json",)
+) -> bytes:
+    """The body, if it is of one of `content_types` (or names none) and no longer than `max_bytes`."""
+    content_type = request.headers.get("content-type", content_types[0]).partition(";")[0].strip().lower()
+    if content_type not in content_types:
+        raise UnknownMediaType(f"content-type must be {' or '.join(content_types)}, got {show(content_type)}")
+    return await read_bytes(request, max_bytes)
+
+
+async def read_bytes(request: Request, max_bytes: int) -> bytes:
+    """The body, whatever it is, if no longer than `max_bytes`. Raises TooLarge, CallerLeft."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got {declared}")
@@ -32,6 +50,31 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got more")
     return b"".join(chunks)
+
+
+def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """`body` as it was before `encoding` (the text of `Content-Encoding`), never more than `max_bytes`.
+
+    Raises UnknownMediaType for an encoding we do not read, MalformedBody where the body is not in it,
+    TooLarge where it unpacks to more.
+    """
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in _WINDOW_BITS:
+        raise UnknownMediaType(
+            f"content-encoding must be {', '.join(_WINDOW_BITS)} or left out, got {show(encoding)}"
+        )
+    inflate = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        plain = inflate.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise MalformedBody(f"the body must be {encoding} by its content-encoding: {error}") from None
+    if len(plain) > max_bytes:
+        raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got more once unpacked")
+    if not inflate.eof or inflate.unused_data:
+        raise MalformedBody(f"the body must be one {encoding} stream, whole and with nothing after it")
+    return plain
 
 
 def accepted(request: Request, media_type: str) -> str:

@@ -125,6 +125,7 @@ class WalkQuery(_Query):
 
 
 _QueryT = TypeVar("_QueryT", bound=_Query)
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
 class ErrorBody(BaseModel):
@@ -141,8 +142,13 @@ class ErrorBody(BaseModel):
 
 def parse_query(model: type[_QueryT], values: Mapping[str, str]) -> _QueryT:
     """Read query parameters as `model`. Raises InvalidField naming field, rule and value."""
+    return checked(model, dict(values))
+
+
+def checked(model: type[_ModelT], values: object) -> _ModelT:
+    """`values` as a `model`. Raises InvalidField naming field, rule and value of the first broken rules."""
     try:
-        return model.model_validate(dict(values))
+        return model.model_validate(values)
     except ValidationError as error:
         raise InvalidField(_sentences(error)) from None
 
@@ -177,10 +183,7 @@ def parse_sample_request(body: bytes, max_rows: int) -> SampleRequest:
     for name in ("seeds", "latents", "class_idx"):
         if isinstance(values.get(name), list) and len(values[name]) > max_rows:
             raise TooLarge(f"max_rows is {max_rows} rows a request, got {len(values[name])} in {name}")
-    try:
-        return SampleRequest.model_validate(values)
-    except ValidationError as error:
-        raise InvalidField(_sentences(error)) from None
+    return checked(SampleRequest, values)
 
 
 def _sentences(error: ValidationError) -> str:

@@ -34,6 +34,14 @@ class Timing:
     output_s: float = 0.0
     """Taking their pixels from their workers."""
 
+    def facts(self) -> dict[str, float]:
+        """What the request's log line says of it, in milliseconds."""
+        return {
+            "queue_ms": round(self.queue_s * 1000, 2),
+            "device_ms": round(self.device_s * 1000, 2),
+            "encode_ms": round(self.encode_s * 1000, 2),
+        }
+
     def header(self) -> str:
         """The value of `Server-Timing`, in milliseconds."""
         return (

