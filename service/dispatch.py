@@ -108,6 +108,7 @@ class Dispatcher:
         self._replays: deque[Microbatch] = deque()
         self._size = MicrobatchSize(settings.max_microbatch, settings.max_microbatch_ms / 1000)
         self._next_run = 0
+        metrics.start_at_zero(self.name)
         metrics.states[self.name] = lambda: ModelState(self.queued_rows, len(self.workers))
 
     @property
@@ -208,7 +209,7 @@ class Dispatcher:
         metrics.device_seconds.labels(self.name).observe(device_s)
         metrics.worker_busy_seconds.labels(self.name).inc(device_s)
         metrics.batch_rows.labels(self.name).observe(batch.rows)
-        metrics.batches.labels(self.name).inc()
+        metrics.batches.labels(self.name, batch.rows).inc()  # the CPU provider runs any number: no padding
         self.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
         row, portions = 0, []
         for segment in batch.segments:

@@ -1,4 +1,4 @@
-"""Around every request: its id, its metrics, its one log line.
+"""Around every request: its id and its place in the caller's trace, its metrics, its one log line.
 
 A plain ASGI layer, outermost, so that it also sees what the router refuses.
 """
@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.serving import Serving
+from service.trace import Span
 
 _FACTS = "ganserve.facts"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -51,14 +52,18 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = _request_id(scope)
+        request_id, span = _ids(scope)
         facts: dict[str, Any] = {"request_id": request_id, "model": "", "status": 500, "answered": False}
         scope[_FACTS] = facts
+        if span is not None:
+            facts.update(trace_id=span.trace_id, span_id=span.span_id, parent_id=span.parent_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 facts["status"], facts["answered"] = message["status"], True
                 message["headers"].append((b"x-request-id", request_id.encode()))
+                if span is not None:
+                    message["headers"].append((b"traceparent", span.traceparent))
                 if self._serving.draining:  # the next request of this caller belongs elsewhere
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -88,8 +93,13 @@ class RequestLog:
             logger.info("request", extra={"facts": line})
 
 
-def _request_id(scope: Scope) -> str:
+def _ids(scope: Scope) -> tuple[str, Span | None]:
+    """The request's id, ours where the caller sent no plain one, and its span if it is part of a trace."""
+    request_id, traceparents = None, []
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value, "ascii")
-    return f"{_PROCESS_ID}{next(_request_number):012x}"
+            request_id = str(value, "ascii")
+        elif name == b"traceparent":
+            traceparents.append(value)
+    span = Span.under(traceparents[0]) if len(traceparents) == 1 else None
+    return request_id or f"{_PROCESS_ID}{next(_request_number):012x}", span

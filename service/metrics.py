@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -51,7 +60,8 @@ class Metrics:
         self.encode_seconds = histogram("encode_seconds", "Encoding time of one request's images.", "format")
         self.images = counter("images_total", "Images made for an answer.", "model", "source")
         self.batch_rows = histogram("batch_rows", "Rows of one microbatch.", "model", buckets=_ROWS)
-        self.batches = counter("batches_total", "Microbatches run.", "model")
+        self.batches = counter("batches_total", "Microbatches run.", "model", "bucket")
+        self.padding_rows = counter("padding_rows_total", "Rows run to fill a bucket.", "model")
         self.rejected = counter("rejected_total", "Requests refused before any work.", "reason")
         self.cancelled = counter("cancelled_total", "Requests that ended before their images.", "stage")
         self.not_modified = counter("not_modified_total", "Answers 304, without device work.")
@@ -66,6 +76,14 @@ class Metrics:
         )
         self.states: dict[str, Callable[[], ModelState]] = {}
         registry.register(_StateCollector(self.states))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+    def start_at_zero(self, model: str) -> None:
+        """Have the counters of `model` that may never count, so that a rate over them is 0, not nothing."""
+        for one in (self.padding_rows, self.worker_restarts, self.worker_busy_seconds, self.replayed_batches):
+            one.labels(model)
 
     def made(self, model: str, source: str, ticket: Ticket) -> None:
         """Count the images of one finished request, and where its time went."""
