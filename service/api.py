@@ -191,7 +191,7 @@ class _Routes:
 
     def _describe(self, sampler: ModelSampler) -> dict[str, Any]:
         manifest, settings = sampler.artifact.manifest, self._serving.settings
-        device = sampler.dispatcher.device
+        device = sampler.line.device
         return {
             "name": manifest.name,
             "version": manifest.version,
@@ -226,9 +226,9 @@ class _Routes:
         return JSONResponse({"status": "live"})
 
     async def ready(self, request: Request) -> Response:
-        if self._serving.ready:
-            return JSONResponse({"status": "ready"})
-        raise Unavailable("the server is draining" if self._serving.draining else "a model is loading")
+        if (trouble := self._serving.trouble) is not None:
+            raise Unavailable(trouble)
+        return JSONResponse({"status": "ready"})
 
     async def started(self, request: Request) -> Response:
         if self._serving.was_ready:

@@ -2,7 +2,7 @@
 
 Arithmetic on row counts: no clock, no thread, no I/O. Rows are taken round-robin over the
 requests that wait, so that a request for 1,000 rows cannot starve a request for one; a request
-larger than a microbatch is split over several.
+larger than a microbatch is split over several. Interactive requests come before batch requests.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 T = TypeVar("T", bound=Hashable)
+Priority = Literal["interactive", "batch"]
+BATCH_TURN: Final = 8
+"""While both kinds of request wait, batch requests come first in one microbatch of so many."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,45 @@ class RowQueue(Generic[T]):
 
     def _forget(self, request: T) -> None:
         del self._next_row[request], self._total_rows[request]
+
+
+class PriorityRowQueue(Generic[T]):
+    """Interactive requests before batch requests, which get the room that is left, and a turn of their own.
+
+    Orders, never preempts: rows once taken are run. Without the turn, one microbatch in BATCH_TURN,
+    interactive callers who fill every microbatch would hold batch requests off until their deadline.
+    """
+
+    def __init__(self) -> None:
+        self._interactive: RowQueue[T] = RowQueue()
+        self._batch: RowQueue[T] = RowQueue()
+        self._passed_over = 0  # microbatches since batch rows, though they waited, were in one
+
+    @property
+    def rows(self) -> int:
+        """Rows that wait, over all requests."""
+        return self._interactive.rows + self._batch.rows
+
+    def add(self, request: T, rows: int, priority: Priority = "interactive") -> None:
+        """Let `rows` rows of `request` wait. A request waits once at a time."""
+        (self._batch if priority == "batch" else self._interactive).add(request, rows)
+
+    def discard(self, request: T) -> int:
+        """Forget the rows of `request` that were not taken yet; return how many."""
+        return self._interactive.discard(request) + self._batch.discard(request)
+
+    def take(self, max_rows: int) -> list[Segment[T]]:
+        """Take up to `max_rows` rows, one segment a request."""
+        if not self._batch.rows:
+            return self._interactive.take(max_rows)
+        if self._passed_over + 1 >= BATCH_TURN:
+            batch = self._batch.take(max_rows)
+            interactive = self._interactive.take(max_rows - sum(map(len, batch)))
+        else:
+            interactive = self._interactive.take(max_rows)
+            batch = self._batch.take(max_rows - sum(map(len, interactive)))
+        self._passed_over = 0 if batch else self._passed_over + 1
+        return interactive + batch
 
 
 class MicrobatchSize:

@@ -4,10 +4,16 @@ One SOCK_SEQPACKET Unix socket a worker: a packet is one JSON message, order is 
 death of either side is an end-of-file at the other, at once. The address is abstract (no file
 is left behind) and guarded twice: the peer must run as our user and show the server's token.
 
-    worker -> API   hello    {"token", "model", "worker", "pid", "provider", "runtime", "golden_difference"}
-    API -> worker   slots    {"rows", "slots"} + the memory's descriptor
-    API -> worker   run      {"run": id, "slot", "rows"}
+    worker -> API   hello    {"token", "model"}
+    API -> worker   load     {"load": line, "address", "digest", "rows", "slots"} + the memory's descriptor
+    worker -> API   loaded   {"loaded": line, "provider", "runtime", "golden_difference"}
+                             or {"refused": line, "error"}
+    API -> worker   run      {"run": id, "line", "slot", "rows"}
     worker -> API   done     {"done": id, "device_s", "started": monotonic}   or {"failed": id, "error"}
+    API -> worker   drop     {"drop": line}
+
+What a worker serves it is told here, at its start as at a reload: the API process alone knows.
+A `line` is one version being served; its number names it on one connection.
 
 Nothing is pickled. LitServe would send these through its manager queues, where a worker killed
 while it waits makes the manager swallow the next message, and each microbatch costs four calls to
@@ -19,8 +25,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +60,7 @@ def connect(address: Address) -> Channel:
     return Channel(connection)
 
 
-def accept(listener: socket.socket) -> Channel | None:
+def accept(listener: socket.socket) -> tuple[Channel, Process] | None:
     """Take one waiting connection, non-blocking; None if there is none, or it is another user's."""
     try:
         connection, _ = listener.accept()
@@ -60,11 +68,30 @@ def accept(listener: socket.socket) -> Channel | None:
         return None
     connection.setblocking(False)
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-    _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
-    if uid != os.getuid():
-        connection.close()
-        return None
-    return Channel(connection)
+    pid, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
+    if uid == os.getuid():
+        with suppress(OSError):  # it is gone already
+            return Channel(connection), Process(pid)
+    connection.close()
+    return None
+
+
+class Process:
+    """The process at the other end, held by a descriptor: its pid may come to name another, this cannot."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises OSError if there is no such process."""
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+
+    def kill(self) -> None:
+        """SIGKILL; does nothing if it ended."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of the descriptor; the process is left as it is."""
+        os.close(self._fd)
 
 
 class Channel:
@@ -90,10 +117,10 @@ class Channel:
         packet = self._socket.recv(_MAX_PACKET_BYTES)
         return json.loads(packet) if packet else None
 
-    def receive_with_fd(self) -> tuple[dict[str, Any], int] | None:
-        """Return the next message and the descriptor that came with it, or None at end-of-file."""
+    def receive_with_fd(self) -> tuple[dict[str, Any], int | None] | None:
+        """Return the next message and the descriptor that came with it, if any, or None at end-of-file."""
         packet, fds, _, _ = socket.recv_fds(self._socket, _MAX_PACKET_BYTES, 1)
-        return (json.loads(packet), fds[0]) if packet else None
+        return (json.loads(packet), fds[0] if fds else None) if packet else None
 
     def close(self) -> None:
         self._socket.close()

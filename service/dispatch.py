@@ -3,7 +3,8 @@
 Lives in the API process's event loop. Admits requests, forms microbatches while the device works
 on earlier ones (no delay timer), hands each to one worker, and scatters its pixels back to the
 requests. Knows which worker holds what, so a worker's death is an end-of-file and its microbatches
-are simply sent again: sampling is a pure function. What packs with what is `batching`'s business.
+are simply sent again: sampling is a pure function. A worker that hangs is killed, which is a death.
+What packs with what is `batching`'s business, which version is served `reload`'s.
 """
 
 from __future__ import annotations
@@ -15,33 +16,48 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from models.store import Artifact
-from service.batching import MicrobatchSize, RowQueue, Segment
-from service.channel import Channel
-from service.errors import Overloaded, ServiceError, TooLarge, Unavailable, WorkerCrashed
+from service.batching import Segment
+from service.channel import Channel, Process
+from service.errors import (
+    Overloaded,
+    ServiceError,
+    StartError,
+    TooLarge,
+    Unavailable,
+    VersionRefused,
+    WorkerCrashed,
+)
+from service.line import DeviceFacts, Line
 from service.metrics import Metrics, ModelState
 from service.settings import Settings
-from service.slots import Slot, SlotLayout, create_memory, map_slots
+from service.slots import Slot, create_memory, map_slots
 from service.statistics import Statistics
 from service.ticket import Portion, Ticket
 
 # One microbatch on the device and one formed behind it: a new row waits for at most these two.
 _SLOTS_PER_WORKER: Final = 2
 _MAX_REPLAYS: Final = 2
+_MAX_DEATHS: Final = 5  # without a finished microbatch between them: the workers crash in a loop
+_CALM_S: Final = 10.0  # a worker that was ready for so long shows that the loop has ended
+_SLOW_FACTOR: Final = 20.0  # times its measured cost, beside worker_timeout_s, a microbatch may take
+_LINGER_S: Final = 1.0  # a replaced version stays so long at least: a request may be about to be submitted
+_MAX_GOLDEN_DIFFERENCE: Final = 2  # of a new version, in grey levels: what another device's rounding makes
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Microbatch:
-    """Rows that run together on one worker."""
+    """Rows of one version that run together on one worker."""
 
+    line: Line
     segments: Sequence[Segment[Ticket]]
     deaths: int = 0
-    """Workers that died while they held it."""
+    """Workers that died while they ran it."""
     input_s: float = 0.0
     """What writing it for the worker took, the last time."""
 
@@ -52,21 +68,10 @@ class Microbatch:
     def apart(self) -> list[Microbatch]:
         """The same rows, each alone."""
         return [
-            Microbatch([Segment(segment.request, row, row + 1)], self.deaths)
+            Microbatch(self.line, [Segment(segment.request, row, row + 1)], self.deaths)
             for segment in self.segments
             for row in range(segment.start, segment.stop)
         ]
-
-
-@dataclass(frozen=True)
-class DeviceFacts:
-    """What a model's workers said of what they run on; the same for all of them."""
-
-    provider: str
-    """ONNX Runtime's execution provider."""
-    runtime_version: str
-    golden_difference: int
-    """Largest grey-level difference of the golden rows replayed at start; 0 is bit-exact."""
 
 
 @dataclass(eq=False)
@@ -74,105 +79,158 @@ class Worker:
     """The API process's end of one worker."""
 
     channel: Channel
-    slots: list[Slot]
-    pid: int
+    process: Process
+    slots: dict[Line, list[Slot]] = field(default_factory=dict)
+    """The memory of each version that it serves or loads."""
+    loading: list[Line] = field(default_factory=list)
+    """What it was told to load and has not, in that order."""
+    loaded: dict[Line, float] = field(default_factory=dict)
+    """What it can run, and since when (monotonic)."""
     free_slots: list[int] = field(default_factory=lambda: list(range(_SLOTS_PER_WORKER)))
     running: dict[int, tuple[Microbatch, int]] = field(default_factory=dict)
-    """run id -> (microbatch, slot)"""
+    """run id -> (microbatch, slot), the oldest first: that one is on the device"""
     last_run: int = 0
     """The newest run id it was given: idle workers take turns."""
+    busy_since: float = 0.0
+    """When its oldest microbatch had the device to itself (monotonic)."""
+    loading_since: float = 0.0
+    """When it began to load the first of `loading` (monotonic)."""
 
 
 class Dispatcher:
-    """Queue and workers of one model. Every method runs in the event loop's thread."""
+    """Lines and workers of one model. Every method runs in the event loop's thread."""
 
     def __init__(
         self,
-        artifact: Artifact,
+        line: Line,
         settings: Settings,
         metrics: Metrics,
-        deliver: Callable[[list[Portion]], None],
+        on_ready: Callable[[], object] = lambda: None,
     ) -> None:
-        """Queue for `artifact`; `deliver` takes what one microbatch made."""
-        self.artifact = artifact
-        self._deliver = deliver
-        self.name = artifact.manifest.name
+        """Serve `line` with the workers that `attach` brings; `on_ready` hears of each that is ready."""
+        self.name = line.artifact.manifest.name
         self.workers: list[Worker] = []
-        self.device: DeviceFacts | None = None  # None until the first worker is ready
         self.statistics = Statistics()
-        self._layout = SlotLayout.of(artifact.manifest, settings.max_microbatch)
-        self._max_queued_rows = settings.max_queued_rows
-        self._max_pixel_bytes = settings.max_pixel_bytes
+        self.line = line
+        """The version that new requests get."""
+        self._lines = [self.line]  # and those replaced, and the one being loaded, in turn
+        self._reload: _Reload | None = None
+        self._settings = settings
         self._metrics = metrics
-        self._queue: RowQueue[Ticket] = RowQueue()
+        self._on_ready = on_ready
         self._replays: deque[Microbatch] = deque()
-        self._size = MicrobatchSize(settings.max_microbatch, settings.max_microbatch_ms / 1000)
         self._next_run = 0
+        self._deaths = 0  # since a microbatch was finished
+        self._watch_s = min(1.0, settings.worker_timeout_s / 4)
+        self._watched = 0.0
+        self._watcher: asyncio.TimerHandle | None = None
         metrics.start_at_zero(self.name)
-        metrics.states[self.name] = lambda: ModelState(self.queued_rows, len(self.workers))
+        metrics.states[self.name] = lambda: ModelState(self.queued_rows, self.workers_up)
+
+    @property
+    def workers_up(self) -> int:
+        """Workers that can run the version served."""
+        return sum(self.line in worker.loaded for worker in self.workers)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this model should get no traffic now, in a sentence, or None."""
+        if self.line.device is None:
+            return f"model {self.name} is loading"
+        ready_since = [worker.loaded[self.line] for worker in self.workers if self.line in worker.loaded]
+        if not ready_since:
+            return f"model {self.name} has no worker now"
+        if self._deaths >= _MAX_DEATHS and time.monotonic() - min(ready_since) < _CALM_S:
+            return f"workers of {self.name} died {self._deaths} times and finished nothing between"
+        return None
 
     @property
     def ready(self) -> bool:
-        """A worker is there to run rows."""
-        return bool(self.workers)
+        """A worker is there to run rows, and workers do not die one after the other."""
+        return self.trouble is None
 
     @property
     def queued_rows(self) -> int:
-        return self._queue.rows + sum(batch.rows for batch in self._replays)
+        return sum(line.queue.rows for line in self._lines) + sum(batch.rows for batch in self._replays)
 
     # -- requests ---------------------------------------------------------------------------------
 
-    def submit(self, ticket: Ticket) -> None:
-        """Accept a request, or raise TooLarge, Unavailable (no worker yet) or Overloaded (no room)."""
-        rows = ticket.rows
-        pixel_bytes = len(rows) * math.prod(self.artifact.manifest.img_shape)
-        if pixel_bytes > self._max_pixel_bytes:
+    def submit(self, ticket: Ticket, line: Line) -> None:
+        """Accept a request for the version of `line`.
+
+        Raises TooLarge, Unavailable (no worker was ready yet) or Overloaded (no room in the queue).
+        """
+        rows, max_bytes = ticket.rows, self._settings.max_pixel_bytes
+        pixel_bytes = len(rows) * math.prod(line.layout.img_shape)
+        if pixel_bytes > max_bytes:
             raise TooLarge(
-                f"max_pixel_bytes is {self._max_pixel_bytes} bytes of pixels a request, "
+                f"max_pixel_bytes is {max_bytes} bytes of pixels a request, "
                 f"got {pixel_bytes} in {len(rows)} images"
             )
-        if self.device is None:
+        if line.device is None:
             raise Unavailable(f"model {self.name} is loading", retry_after_s=1)
-        if self.queued_rows + len(rows) > self._max_queued_rows:
+        if line not in self._lines:
+            raise Unavailable(f"{line.artifact.address} was replaced by {self.line.artifact.address}")
+        queued_rows, max_rows = self.queued_rows, self._settings.max_queued_rows
+        if queued_rows + len(rows) > max_rows:
             raise Overloaded(
-                f"the queue of {self.name} has room for {self._max_queued_rows} rows and holds "
-                f"{self.queued_rows}; {len(rows)} more do not fit",
-                retry_after_s=self._seconds_of(self.queued_rows),
+                f"the queue of {self.name} has room for {max_rows} rows and holds "
+                f"{queued_rows}; {len(rows)} more do not fit",
+                retry_after_s=self._seconds_of(queued_rows),
             )
-        self._queue.add(ticket, len(rows))
+        line.queue.add(ticket, len(rows), ticket.priority)
         self._pump()
 
     def forget(self, ticket: Ticket) -> None:
         """Drop the rows of a request that ended, as far as no worker has them yet."""
-        self._queue.discard(ticket)
+        for line in self._lines:
+            line.queue.discard(ticket)
 
     def _seconds_of(self, rows: int) -> int:
         """How long `rows` rows take all workers, by what rows were measured to cost; at least 1."""
-        row_s = self._size.row_s or 0.0
-        return max(1, math.ceil(rows * row_s / max(1, len(self.workers))))
+        row_s = self.line.size.row_s or 0.0
+        return max(1, math.ceil(rows * row_s / max(1, self.workers_up)))
 
     # -- workers ----------------------------------------------------------------------------------
 
-    def attach(self, channel: Channel, hello: dict[str, Any]) -> None:
-        """Take in a worker that said hello: give it its memory, and work."""
-        fd = create_memory(self._layout, _SLOTS_PER_WORKER)
+    def attach(self, channel: Channel, process: Process) -> None:
+        """Take in a worker that said hello: tell it what to load.
+
+        Raises StartError if its memory cannot be had, OSError if it is gone already.
+        """
+        worker = Worker(channel, process)
+        for line in sorted(self._lines, key=lambda line: line is not self.line):  # the one served first
+            self._load(worker, line)
+        self.workers.append(worker)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(channel.fileno(), self._read, worker)
+        if self._watcher is None:
+            self._watched = time.monotonic()
+            self._watcher = loop.call_later(self._watch_s, self._watch)
+
+    def _load(self, worker: Worker, line: Line) -> None:
+        """Have `worker` load a version into memory of its own; it answers when it has."""
+        fd = create_memory(line.layout, _SLOTS_PER_WORKER)
+        order = {
+            "load": line.number,
+            "address": line.artifact.address,
+            "digest": line.artifact.digest,
+            "rows": line.layout.rows,
+            "slots": _SLOTS_PER_WORKER,
+        }
         try:
-            channel.send({"rows": self._layout.rows, "slots": _SLOTS_PER_WORKER}, fd)
-            slots = map_slots(fd, self._layout, _SLOTS_PER_WORKER)
+            worker.channel.send(order, fd)
+            worker.slots[line] = map_slots(fd, line.layout, _SLOTS_PER_WORKER)
         finally:
             os.close(fd)
-        worker = Worker(channel, slots, hello["pid"])
-        self.workers.append(worker)
-        self.device = DeviceFacts(hello["provider"], hello["runtime"], hello["golden_difference"])
-        asyncio.get_running_loop().add_reader(channel.fileno(), self._read, worker)
-        manifest = self.artifact.manifest
-        self._metrics.model_info.labels(
-            self.name, manifest.version, manifest.digest, self.device.provider
-        ).set(1)
-        self._pump()
+        if not worker.loading:
+            worker.loading_since = time.monotonic()
+        worker.loading.append(line)
 
     def close(self) -> None:
         """Let go of every worker; each ends when its connection does."""
+        if self._watcher is not None:
+            self._watcher.cancel()
         for worker in self.workers:
             self._detach(worker)
         self.workers.clear()
@@ -191,18 +249,45 @@ class Dispatcher:
                 return
             if "done" in message:
                 self._done(worker, message)
-            else:
+            elif "failed" in message:
                 self._failed(worker, message)
+            else:
+                self._loaded(worker, message)
+
+    def _loaded(self, worker: Worker, message: dict[str, Any]) -> None:
+        """A worker has loaded a version, or refuses it."""
+        number = message["loaded"] if "loaded" in message else message["refused"]
+        worker.loading_since = time.monotonic()
+        line = next((line for line in worker.loading if line.number == number), None)
+        if line is None:  # it was dropped meanwhile
+            return
+        worker.loading.remove(line)
+        if "refused" in message:
+            del worker.slots[line]
+            logger.error("%s: worker %d refused: %s", self.name, worker.process.pid, message["error"])
+        else:
+            worker.loaded[line] = worker.loading_since
+            line.device = DeviceFacts(message["provider"], message["runtime"], message["golden_difference"])
+        if line is self.line and line in worker.loaded:
+            self._publish(1)
+            self._on_ready()
+        if self._reload is not None:
+            if line is self._reload.line:
+                self._reload.heard(message)
+            self._reload.check(self.workers)
+        self._pump()
 
     def _done(self, worker: Worker, message: dict[str, Any]) -> None:
         batch, slot = worker.running.pop(message["done"])
         started = time.perf_counter()
-        images = worker.slots[slot].images[: batch.rows].copy()  # [rows, H, W, C]
+        images = worker.slots[batch.line][slot].images[: batch.rows].copy()  # [rows, H, W, C]
         output_s = time.perf_counter() - started
         # The pixels are ours now, so the slot may take the next microbatch.
         worker.free_slots.append(slot)
+        worker.busy_since = time.monotonic()
+        self._deaths = 0
         device_s = message["device_s"]
-        self._size.measured(batch.rows, device_s)
+        batch.line.size.measured(batch.rows, device_s)
         self._pump()  # the device first: requests can wait for their pixels while it works
 
         metrics = self._metrics
@@ -222,15 +307,16 @@ class Dispatcher:
             timing.output_s += output_s
             portions.append(Portion(ticket, segment.start, images[row : row + rows]))
             row += rows
-        self._deliver(portions)
+        batch.line.deliver(portions)
 
     def _failed(self, worker: Worker, message: dict[str, Any]) -> None:
         """The session refused a microbatch: its requests run alone, so that the one at fault fails alone."""
         batch, slot = worker.running.pop(message["failed"])
         worker.free_slots.append(slot)
+        worker.busy_since = time.monotonic()
         logger.error("%s: a microbatch of %d rows failed: %s", self.name, batch.rows, message["error"])
         if len(batch.segments) > 1:
-            self._replays.extend(Microbatch([segment]) for segment in batch.segments)
+            self._replays.extend(Microbatch(batch.line, [segment]) for segment in batch.segments)
         else:
             batch.segments[0].request.fail(ServiceError("the generator failed on these rows"))
         self._pump()
@@ -239,11 +325,18 @@ class Dispatcher:
         """A worker died: what it held is sent again, and what keeps killing workers is given up."""
         self.workers.remove(worker)
         self._detach(worker)
+        self._deaths += 1
         self._metrics.worker_restarts.labels(self.name).inc()
-        logger.warning("%s: worker %d died with %d microbatches", self.name, worker.pid, len(worker.running))
-        for batch, _ in worker.running.values():
-            batch.deaths += 1
+        logger.warning(
+            "%s: worker %d died with %d microbatches", self.name, worker.process.pid, len(worker.running)
+        )
+        for place, (batch, _) in enumerate(worker.running.values()):
+            batch.deaths += place == 0  # the others only waited behind it
             self._replay(batch)
+        if self._reload is not None:
+            if self._reload.line in worker.loading:
+                self._reload.died()
+            self._reload.check(self.workers)
         self._pump()
 
     def _replay(self, batch: Microbatch) -> None:
@@ -263,43 +356,151 @@ class Dispatcher:
     def _detach(worker: Worker) -> None:
         asyncio.get_running_loop().remove_reader(worker.channel.fileno())
         worker.channel.close()
+        worker.process.close()
+
+    def _watch(self) -> None:
+        """Kill workers that hang, and let replaced versions go; once in `_watch_s` seconds."""
+        now = time.monotonic()
+        slept_s = now - self._watched - self._watch_s
+        self._watched = now
+        self._watcher = asyncio.get_running_loop().call_later(self._watch_s, self._watch)
+        for worker in list(self.workers):
+            if slept_s > self._watch_s:  # this process did not run: what it did not hear is not their fault
+                worker.busy_since += slept_s
+                worker.loading_since += slept_s
+            elif (hung := self._hung(worker, now)) is not None:
+                logger.error("%s: worker %d hangs: %s; killed", self.name, worker.process.pid, hung)
+                self._metrics.worker_timeouts.labels(self.name).inc()
+                worker.process.kill()
+                self._lost(worker)  # not when it ends: a device may hold on to it
+        for line in list(self._lines):
+            if line.replaced is not None and now - line.replaced > _LINGER_S and not self._has_rows(line):
+                self._drop(line)
+
+    def _hung(self, worker: Worker, now: float) -> str | None:
+        """What `worker` does that takes far longer than it should, or None."""
+        settings = self._settings
+        if worker.loading and now - worker.loading_since > settings.load_timeout_s:
+            return f"{worker.loading[0].artifact.address} is not loaded after {settings.load_timeout_s:g} s"
+        if not worker.running:
+            return None
+        batch, _ = next(iter(worker.running.values()))
+        row_s = batch.line.size.row_s
+        if row_s is None:  # nothing is known yet of what a row costs
+            limit_s = max(settings.load_timeout_s, settings.worker_timeout_s)
+        else:
+            limit_s = settings.worker_timeout_s + _SLOW_FACTOR * row_s * batch.rows
+        if now - worker.busy_since <= limit_s:
+            return None
+        return f"a microbatch of {batch.rows} rows is not finished after {limit_s:.1f} s"
+
+    # -- versions ---------------------------------------------------------------------------------
+
+    async def switch_to(self, line: Line) -> None:
+        """Serve `line` from now on, once every worker has loaded it.
+
+        What was accepted before is finished on the version that it was accepted for. Raises
+        VersionRefused, and serves on as before, if it cannot be loaded or its golden rows differ.
+        One switch at a time.
+        """
+        assert self._reload is None
+        self._lines.append(line)
+        self._reload = reload = _Reload(line)
+        try:
+            for worker in self.workers:
+                with suppress(OSError):  # its end-of-file will say so
+                    self._load(worker, line)
+            await reload.settled(self._settings.load_timeout_s)
+        except BaseException as error:
+            self._drop(line)
+            if isinstance(error, StartError):  # no memory
+                raise VersionRefused(f"{line.artifact.address}: {error}") from None
+            raise
+        finally:
+            self._reload = None
+        self._publish(0)
+        self.line, self.line.replaced = line, time.monotonic()
+        self._publish(1)
+
+    def _drop(self, line: Line) -> None:
+        """Let go of a version that has no rows left."""
+        self._lines.remove(line)
+        for worker in list(self.workers):
+            if line in worker.loading:
+                worker.loading.remove(line)
+            worker.loaded.pop(line, None)
+            if worker.slots.pop(line, None) is not None:
+                with suppress(OSError):
+                    worker.channel.send({"drop": line.number})
+            if not worker.slots:  # it serves nothing: another comes in its place
+                self.workers.remove(worker)
+                self._detach(worker)
+
+    def _has_rows(self, line: Line) -> bool:
+        held = [batch for worker in self.workers for batch, _ in worker.running.values()]
+        return line.queue.rows > 0 or any(batch.line is line for batch in (*self._replays, *held))
+
+    def _publish(self, value: int) -> None:
+        """Set the info metric of the version served to 1, or take it away."""
+        line, info = self.line, self._metrics.model_info
+        if line.device is None:
+            return
+        manifest = line.artifact.manifest
+        labels = (self.name, str(manifest.version), manifest.digest, line.device.provider)
+        if value:
+            info.labels(*labels).set(1)
+        else:
+            info.remove(*labels)
 
     # -- microbatches -----------------------------------------------------------------------------
 
     def _pump(self) -> None:
         """Hand out microbatches while a worker can take one."""
-        while (choice := self._next_worker()) is not None:
-            worker, max_rows = choice
-            batch = self._replays.popleft() if self._replays else Microbatch(self._queue.take(max_rows))
+        while (choice := self._next_replay() or self._next_fresh()) is not None:
+            worker, batch = choice
             live = [segment for segment in batch.segments if not segment.request.ended]
             if live:
                 batch.segments = live
                 self._run(worker, batch)
 
-    def _next_worker(self) -> tuple[Worker, int] | None:
+    def _next_replay(self) -> tuple[Worker, Microbatch] | None:
+        """The first microbatch to be sent again that a worker has room for, and that worker."""
+        for batch in self._replays:
+            able = [one for one in self.workers if one.free_slots and batch.line in one.loaded]
+            if able:
+                self._replays.remove(batch)
+                return min(able, key=lambda one: (len(one.running), one.last_run)), batch
+        return None
+
+    def _next_fresh(self) -> tuple[Worker, Microbatch] | None:
+        """A microbatch of rows that wait, and its worker; None where waiting fills it better."""
+        for line in self._lines:
+            if line.queue.rows and (choice := self._next_worker(line)) is not None:
+                if len(self._lines) > 1:  # versions take turns
+                    self._lines.remove(line)
+                    self._lines.append(line)
+                worker, max_rows = choice
+                return worker, Microbatch(line, line.queue.take(max_rows))
+        return None
+
+    def _next_worker(self, line: Line) -> tuple[Worker, int] | None:
         """The worker to give rows to and how many, or None where waiting fills the microbatch better.
 
         Idle workers share what waits. A busy worker gets its second microbatch only when that one
         is full: a smaller one would be closed too early to take in rows that arrive meanwhile.
         """
-        waiting = self._queue.rows
-        if not waiting and not self._replays:
-            return None
-        idle = [worker for worker in self.workers if not worker.running]
-        cap = self._size.rows
+        waiting, cap = line.queue.rows, line.size.rows
+        able = [worker for worker in self.workers if worker.free_slots and line in worker.loaded]
+        idle = [worker for worker in able if not worker.running]
         if idle:
             rested = min(idle, key=lambda worker: worker.last_run)
             return rested, min(cap, max(1, math.ceil(waiting / len(idle))))
-        if waiting >= cap or self._replays:
-            for worker in self.workers:
-                if worker.free_slots:
-                    return worker, cap
-        return None
+        return (able[0], cap) if able and waiting >= cap else None
 
     def _run(self, worker: Worker, batch: Microbatch) -> None:
         started = time.perf_counter()
         slot_index = worker.free_slots.pop()
-        slot = worker.slots[slot_index]
+        slot = worker.slots[batch.line][slot_index]
         row = 0
         for segment in batch.segments:
             rows, there = segment.request.rows, slice(row, row + len(segment))
@@ -312,9 +513,56 @@ class Dispatcher:
             row += len(segment)
         batch.input_s = time.perf_counter() - started
         self._next_run += 1
+        if not worker.running:
+            worker.busy_since = time.monotonic()
         worker.running[self._next_run] = batch, slot_index
         worker.last_run = self._next_run
+        order = {"run": self._next_run, "line": batch.line.number, "slot": slot_index, "rows": row}
         try:
-            worker.channel.send({"run": self._next_run, "slot": slot_index, "rows": row})
-        except OSError:  # never for a full buffer: two packets of a hundred bytes are out at most
-            logger.debug("%s: worker %d is gone; its end-of-file will say so", self.name, worker.pid)
+            worker.channel.send(order)
+        except OSError:  # never for a full buffer: a few packets of some hundred bytes are out at most
+            logger.debug("%s: worker %d is gone; its end-of-file will say so", self.name, worker.process.pid)
+
+
+class _Reload:
+    """A version on its way into every worker: what they said of it, and the outcome."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._deaths = 0
+
+    def heard(self, message: dict[str, Any]) -> None:
+        """Take in what a worker says of the version."""
+        if "refused" in message:
+            self._refuse(message["error"])
+        elif message["golden_difference"] > _MAX_GOLDEN_DIFFERENCE:
+            self._refuse(
+                f"{self.line.artifact.address}: its golden rows must come out as they were published, "
+                f"got pixels that differ by up to {message['golden_difference']} grey levels"
+            )
+
+    def died(self) -> None:
+        """A worker died while it loaded the version."""
+        self._deaths += 1
+        if self._deaths > _MAX_REPLAYS:
+            self._refuse(f"{self.line.artifact.address}: workers died {self._deaths} times while loading it")
+
+    def check(self, workers: Sequence[Worker]) -> None:
+        """Be done once all `workers`, and at least one, have loaded the version."""
+        if not self._outcome.done() and workers and all(self.line in worker.loaded for worker in workers):
+            self._outcome.set_result(None)
+
+    def _refuse(self, reason: str) -> None:
+        if not self._outcome.done():
+            self._outcome.set_exception(VersionRefused(reason))
+
+    async def settled(self, timeout_s: float) -> None:
+        """Return when every worker has loaded the version. Raises VersionRefused."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._outcome
+        except TimeoutError:
+            raise VersionRefused(
+                f"{self.line.artifact.address}: not every worker has loaded it after {timeout_s:g} s"
+            ) from None

@@ -10,6 +10,7 @@
     ├── Forbidden         a known key that may not do this
     ├── NotServed         the model or version is not served here
     ├── StaleDigest       the address names a digest that is not served
+    ├── VersionRefused    a version that was to be loaded cannot be served; the old one is
     ├── RetryableError    not now; carries when to try again
     │   ├── Overloaded    the queue is full
     │   └── Unavailable   loading or draining
@@ -66,6 +67,10 @@ class NotServed(ServiceError):
 
 class StaleDigest(ServiceError):
     """The model is served, but not with the digest that the address names."""
+
+
+class VersionRefused(ServiceError):
+    """A version that was to be loaded cannot be served; what was served before still is."""
 
 
 class RetryableError(ServiceError):

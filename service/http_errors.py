@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from models.errors import ContractError, InvalidValue, show
+from models.errors import ContractError, InvalidValue, UnknownModel, show
 from service.errors import (
     CallerLeft,
     DeadlineExceeded,
@@ -30,6 +30,7 @@ from service.errors import (
     Unauthorized,
     Unavailable,
     UnknownMediaType,
+    VersionRefused,
     WorkerCrashed,
 )
 from service.http_log import facts_in, facts_of
@@ -39,8 +40,10 @@ STATUS: Final[dict[type[Exception], tuple[int, str]]] = {
     Unauthorized: (401, "unauthorized"),
     Forbidden: (403, "forbidden"),
     NotServed: (404, "not_found"),
+    UnknownModel: (404, "not_found"),
     NotAcceptable: (406, "not_acceptable"),
     StaleDigest: (409, "digest_not_served"),
+    VersionRefused: (409, "version_refused"),
     TooLarge: (413, "too_large"),
     UnknownMediaType: (415, "unsupported_media_type"),
     InvalidField: (422, "invalid"),

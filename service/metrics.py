@@ -66,6 +66,9 @@ class Metrics:
         self.cancelled = counter("cancelled_total", "Requests that ended before their images.", "stage")
         self.not_modified = counter("not_modified_total", "Answers 304, without device work.")
         self.worker_restarts = counter("worker_restarts_total", "Workers that ended unasked.", "model")
+        self.worker_timeouts = counter(
+            "worker_timeouts_total", "Workers killed because they hung; they count as ended, too.", "model"
+        )
         self.worker_busy_seconds = counter(
             "worker_busy_seconds_total", "Device time of all workers.", "model"
         )
@@ -82,7 +85,13 @@ class Metrics:
 
     def start_at_zero(self, model: str) -> None:
         """Have the counters of `model` that may never count, so that a rate over them is 0, not nothing."""
-        for one in (self.padding_rows, self.worker_restarts, self.worker_busy_seconds, self.replayed_batches):
+        for one in (
+            self.padding_rows,
+            self.worker_restarts,
+            self.worker_timeouts,
+            self.worker_busy_seconds,
+            self.replayed_batches,
+        ):
             one.labels(model)
 
     def made(self, model: str, source: str, ticket: Ticket) -> None:

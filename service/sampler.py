@@ -1,13 +1,15 @@
 """From rows to files: queue, device, encoding, in that order and overlapping.
 
-One `ModelSampler` a served model. What one microbatch made is encoded in one job of a thread pool,
-while the device works on the next: a job a request would cost more than encoding a small image.
+One `ModelSampler` a served version: a reload puts another in its place, and requests that began with
+the old one end with it. What one microbatch made is encoded in one job of a thread pool, while the
+device works on the next: a job a request would cost more than encoding a small image.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 import numpy as np
@@ -17,6 +19,7 @@ from models.store import Artifact
 from service.dispatch import Dispatcher
 from service.encoding import EncodedImage, Format, encode_image
 from service.errors import ServiceError
+from service.line import Line
 from service.metrics import Metrics
 from service.provenance import Rendering
 from service.rows import Rows
@@ -25,20 +28,33 @@ from service.ticket import Portion, Ticket
 
 
 class ModelSampler:
-    """Makes the images of one served model. Used in the event loop's thread only."""
+    """Makes the images of one served version. Used in the event loop's thread only."""
 
-    def __init__(self, artifact: Artifact, settings: Settings, encoders: Executor, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        settings: Settings,
+        encoders: Executor,
+        metrics: Metrics,
+        on_ready: Callable[[], object] = lambda: None,
+        replaces: ModelSampler | None = None,
+    ) -> None:
+        """Serve `artifact` as a model of its own, or, once `replaces.dispatcher` switches to its line,
+        in the place of another version."""
         self.artifact = artifact
         self._marks = settings.marks
         self._rendering: Rendering | None = None
         self.name = artifact.manifest.name
-        self.dispatcher = Dispatcher(artifact, settings, metrics, self._deliver)
+        self.line = Line(artifact, settings, self._deliver)
+        self.dispatcher: Dispatcher = (
+            replaces.dispatcher if replaces else Dispatcher(self.line, settings, metrics, on_ready)
+        )
         self._encoders = encoders
 
     @property
     def rendering(self) -> Rendering | None:
         """What names and marks this model's images; None until its first worker is ready."""
-        device = self.dispatcher.device
+        device = self.line.device
         if self._rendering is None and device is not None:
             manifest = self.artifact.manifest
             self._rendering = Rendering(manifest, device.provider, device.runtime_version, self._marks)
@@ -50,7 +66,7 @@ class ModelSampler:
         statistics.asked()
         ticket = Ticket(rows, fmt, self.artifact.manifest.img_shape)
         try:
-            self.dispatcher.submit(ticket)
+            self.dispatcher.submit(ticket, self.line)
         except ServiceError:
             statistics.fail.add(0.0)
             raise

@@ -134,8 +134,8 @@ class ErrorBody(BaseModel):
     error: str = Field(description="one sentence that names field, rule and value")
     code: Literal[
         "bad_request", "unauthorized", "forbidden", "not_found", "method_not_allowed", "not_acceptable",
-        "digest_not_served", "too_large", "unsupported_media_type", "invalid", "overloaded", "internal",
-        "worker_crashed", "unavailable", "deadline",
+        "digest_not_served", "version_refused", "too_large", "unsupported_media_type", "invalid",
+        "overloaded", "internal", "worker_crashed", "unavailable", "deadline",
     ]  # fmt: skip
     request_id: str
 

@@ -141,7 +141,6 @@ class GanServer(LitServer):
         settings = self.settings
         worker = WorkerSettings(
             store=str(settings.store),
-            address=artifact.address,
             accelerator=settings.accelerator,
             threads=settings.threads,
             strict=settings.strict,

@@ -55,7 +55,9 @@ class Serving:
         self.metrics = Metrics()
         self._encoders = ThreadPoolExecutor(settings.encode_pool_threads, thread_name_prefix="encode")
         self._samplers = {
-            artifact.manifest.name: ModelSampler(artifact, settings, self._encoders, self.metrics)
+            artifact.manifest.name: ModelSampler(
+                artifact, settings, self._encoders, self.metrics, self._worker_ready
+            )
             for artifact in artifacts
         }
         self.draining = False
@@ -96,11 +98,12 @@ class Serving:
         asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        link = channel.accept(listener)
-        if link is not None:
-            asyncio.get_running_loop().add_reader(link.fileno(), self._greet, link)
+        accepted = channel.accept(listener)
+        if accepted is not None:
+            link, process = accepted
+            asyncio.get_running_loop().add_reader(link.fileno(), self._greet, link, process)
 
-    def _greet(self, link: channel.Channel) -> None:
+    def _greet(self, link: channel.Channel, process: channel.Process) -> None:
         """Read a new connection's first message: a worker's hello with our token, or goodbye."""
         asyncio.get_running_loop().remove_reader(link.fileno())
         try:
@@ -110,21 +113,24 @@ class Serving:
         assert self._address is not None
         if hello is None or not hmac.compare_digest(str(hello.get("token")), self._address.token):
             link.close()
+            process.close()
             return
         sampler = self._samplers[hello["model"]]
         try:
-            sampler.dispatcher.attach(link, hello)
+            sampler.dispatcher.attach(link, process)
+            return
         except StartError as error:
             if not self._was_ready:
                 print(f"ganserve: {error}", file=sys.stderr, flush=True)
                 os._exit(EXIT_REFUSED)
             logger.error("a worker of %s could not be taken in: %s", hello["model"], error)
-            link.close()
-            return
         except OSError as error:  # it died meanwhile; the supervisor starts another
             logger.warning("a worker of %s left before it was taken in: %s", hello["model"], error)
-            link.close()
-            return
+        link.close()
+        process.close()
+
+    def _worker_ready(self) -> None:
+        """A worker can run rows; with the last model's first one the server is ready."""
         if self.ready and not self._was_ready:
             self._was_ready = True
             self._on_ready()
@@ -143,7 +149,15 @@ class Serving:
     @property
     def ready(self) -> bool:
         """Every model has a worker, and the server is not draining."""
-        return not self.draining and all(sampler.dispatcher.ready for sampler in self.samplers)
+        return self.trouble is None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no traffic should come now, in a sentence, or None."""
+        if self.draining:
+            return "the server is draining"
+        troubles = (sampler.dispatcher.trouble for sampler in self.samplers)
+        return next((trouble for trouble in troubles if trouble is not None), None)
 
     @property
     def was_ready(self) -> bool:

@@ -83,6 +83,16 @@ class Settings(BaseSettings):
         30_000, ge=1, description="deadline of a request that names none, in milliseconds"
     )
     max_timeout_ms: int = Field(120_000, ge=1, description="longest deadline that a request may ask for")
+    worker_timeout_s: float = Field(
+        10.0,
+        ge=0.1,
+        le=3600,
+        description="a worker is killed, and its rows sent to another, when a microbatch takes so many "
+        "seconds and 20 times what its rows were measured to cost",
+    )
+    load_timeout_s: float = Field(
+        120.0, ge=1, le=3600, description="seconds that a worker may take to load a version"
+    )
     encode_threads: int | None = Field(
         None, ge=1, le=256, description="threads that encode images; default: as CPUs"
     )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.batching import Priority
 from service.encoding import Format
 from service.rows import Rows
 
@@ -57,8 +58,15 @@ class Ticket:
     caller gone, crash, drain) is the exception that `made` raises.
     """
 
-    def __init__(self, rows: Rows, fmt: Format | None, img_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        fmt: Format | None,
+        img_shape: tuple[int, int, int],
+        priority: Priority = "interactive",
+    ) -> None:
         self.rows = rows
+        self.priority: Priority = priority
         self.fmt = fmt
         """What the images become: files of this format; None for pixels."""
         n = len(rows)

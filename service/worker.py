@@ -1,25 +1,30 @@
 """The worker process: one microbatch after another on one device, and nothing else.
 
 LitServe starts the process, calls `GeneratorAPI.setup` and then runs `MicrobatchLoop`. The worker
-opens the session, replays a few golden rows, says hello to the API process and runs what it is
-sent until the connection ends. It draws latents from seeds here, so that the work spreads over
-workers and the one API process stays light.
+connects to the API process, loads the versions that it is told to (opens a session, replays a few
+golden rows) and runs the microbatches that it is sent until the connection ends. A version is
+loaded in a thread beside the microbatches of the one that is served, so a reload holds up no row.
+It draws latents from seeds here, so that the work spreads over workers and the one API process
+stays light.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from litserve import LitAPI
 from litserve.loops import LitLoop
 
-from models.errors import ContractError
+from models.errors import ContractError, DamagedArtifact
 from models.sampling import LatentSampler
 from models.store import Store
 from service import channel, log
@@ -35,11 +40,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """What a worker needs to know; pickled into it when it is spawned."""
+    """What a worker needs to know; pickled into it when it is spawned. What to serve it is told later."""
 
     store: str
-    address: str
-    """name:version, never a bare name: all workers of a server open the same version."""
     accelerator: Accelerator
     threads: int
     strict: bool
@@ -53,35 +56,11 @@ class GeneratorAPI(LitAPI):
         super().__init__(api_path=f"/{model_name}", loop=MicrobatchLoop())
         self.settings = settings
         self.model_name = model_name
-        self.session: Session
-        self.golden_difference: int
 
     def setup(self, device: str) -> None:
-        """Open the session on `device` ("cpu", "cuda:0") and replay golden rows.
-
-        What cannot be served is one sentence on stderr and exit status EXIT_REFUSED.
-        """
-        # Either may reach the whole process group; a worker ends when the API process does, after its drain.
+        """Ignore signals: either may reach the whole process group, and a worker outlives the drain."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        settings = self.settings
-        try:
-            artifact = Store(settings.store).resolve(settings.address)
-            device_id = int(device.partition(":")[2] or 0)
-            self.session = Session(artifact, settings.accelerator, settings.threads, device_id)
-            self.golden_difference = self.session.golden_difference(_GOLDEN_ROWS_AT_START)
-            if settings.strict and self.golden_difference:
-                raise StartError(
-                    f"{artifact.address}: golden rows differ by up to {self.golden_difference} grey levels "
-                    f"on {self.session.provider}, and --strict asks for bit-exact ones"
-                )
-        except (ContractError, StartError) as error:
-            print(f"ganserve: {error}", file=sys.stderr, flush=True)
-            os._exit(EXIT_REFUSED)  # past LitServe, which would log a traceback and exit with 0
-        except Exception:
-            log.configure("info")
-            logger.exception("worker of %s failed to start", settings.address)
-            os._exit(1)
 
 
 class MicrobatchLoop(LitLoop):
@@ -89,42 +68,115 @@ class MicrobatchLoop(LitLoop):
 
     def __call__(self, lit_api: GeneratorAPI, device: str, worker_id: int, *_: Any) -> None:
         """LitServe's entry point: called once in the worker; LitServe's own queues stay unused."""
-        session = lit_api.session
-        manifest = session.artifact.manifest
+        address = lit_api.settings.channel
         try:
-            link = channel.connect(lit_api.settings.channel)
-            link.send(
-                {
-                    "token": lit_api.settings.channel.token,
-                    "model": lit_api.model_name,
-                    "worker": worker_id,
-                    "pid": os.getpid(),
-                    "provider": session.provider,
-                    "runtime": session.runtime_version,
-                    "golden_difference": lit_api.golden_difference,
-                }
-            )
-            answer = link.receive_with_fd()
-            if answer is None:
-                return
-            sizes, memory_fd = answer
-            slots = map_slots(memory_fd, SlotLayout.of(manifest, sizes["rows"]), sizes["slots"])
-            os.close(memory_fd)
-            sampler = LatentSampler(manifest.z_dim, manifest.prior)
-            while (message := link.receive()) is not None:
-                link.send(_run(message, slots[message["slot"]], session, sampler))
+            link = channel.connect(address)
+            link.send({"token": address.token, "model": lit_api.model_name})
+            loader = _Loader(link, lit_api.settings, int(device.partition(":")[2] or 0))
+            loader.start()
+            while (received := link.receive_with_fd()) is not None:
+                message, fd = received
+                if "run" in message:
+                    link.send(_run(message, loader.loaded[message["line"]]))
+                else:
+                    loader.orders.put((message, fd))
         except OSError:  # the API process is gone: there is nobody left to work for
             logger.debug("worker %d of %s: the API process is gone", worker_id, lit_api.model_name)
+        os._exit(0)  # also while a session is being opened
 
 
-def _run(message: dict[str, Any], slot: Slot, session: Session, sampler: LatentSampler) -> dict[str, Any]:
+class _Loaded:
+    """One version, ready to run."""
+
+    def __init__(self, session: Session, slots: list[Slot]) -> None:
+        manifest = session.artifact.manifest
+        self.session = session
+        self.slots = slots
+        self.sampler = LatentSampler(manifest.z_dim, manifest.prior)
+
+
+class _Loader(threading.Thread):
+    """Loads and drops versions, in the order in which it is told to."""
+
+    def __init__(self, link: channel.Channel, settings: WorkerSettings, device_id: int) -> None:
+        super().__init__(name="loader", daemon=True)
+        self.orders: queue.SimpleQueue[tuple[dict[str, Any], int | None]] = queue.SimpleQueue()
+        self.loaded: dict[int, _Loaded] = {}  # by line
+        self._link = link
+        self._settings = settings
+        self._device_id = device_id
+
+    def run(self) -> None:
+        while True:
+            message, fd = self.orders.get()
+            if "drop" in message:
+                self.loaded.pop(message["drop"], None)
+                continue
+            assert fd is not None
+            try:
+                self._link.send(self._load(message, fd))
+            except OSError:
+                return  # the main thread sees the end of the connection too
+            except Exception as error:
+                self._refuse(message, error)
+
+    def _load(self, message: dict[str, Any], fd: int) -> dict[str, Any]:
+        """Open what `message` names; return the message that answers it."""
+        settings = self._settings
+        try:
+            artifact = Store(settings.store).resolve(message["address"])
+            if artifact.digest != message["digest"]:
+                raise DamagedArtifact(
+                    f"{artifact.address} was replaced in the store: its digest is {artifact.digest[:12]}, "
+                    f"not {message['digest'][:12]}"
+                )
+            layout = SlotLayout.of(artifact.manifest, message["rows"])
+            slots = map_slots(fd, layout, message["slots"])
+        finally:
+            os.close(fd)
+        session = Session(artifact, settings.accelerator, settings.threads, self._device_id)
+        difference = session.golden_difference(_GOLDEN_ROWS_AT_START)
+        if settings.strict and difference:
+            raise StartError(
+                f"{artifact.address}: golden rows differ by up to {difference} grey levels "
+                f"on {session.provider}, and --strict asks for bit-exact ones"
+            )
+        self.loaded[message["load"]] = _Loaded(session, slots)
+        return {
+            "loaded": message["load"],
+            "provider": session.provider,
+            "runtime": session.runtime_version,
+            "golden_difference": difference,
+        }
+
+    def _refuse(self, message: dict[str, Any], error: Exception) -> None:
+        """Say why a version cannot be served. A worker that is left with nothing to serve ends."""
+        expected = isinstance(error, ContractError | StartError)
+        reason = (
+            str(error)
+            if expected
+            else f"{message['address']} cannot be loaded: {type(error).__name__}: {error}"
+        )
+        with suppress(OSError):
+            self._link.send({"refused": message["load"], "error": reason[:2000]})
+        if not expected:
+            log.configure("info")
+            logger.error("worker of %s failed to start", message["address"], exc_info=error)
+        if not self.loaded and self.orders.empty():
+            if expected:
+                print(f"ganserve: {error}", file=sys.stderr, flush=True)
+            os._exit(EXIT_REFUSED if expected else 1)  # past LitServe, which would exit with 0
+
+
+def _run(message: dict[str, Any], loaded: _Loaded) -> dict[str, Any]:
     """Run one microbatch in place; return the message that answers it."""
     started, rows = time.monotonic(), message["rows"]
+    slot = loaded.slots[message["slot"]]
     try:
         seeds = slot.seeds[:rows]
         drawn = seeds != LATENTS_GIVEN
-        slot.latents[:rows][drawn] = sampler.draw(seeds[drawn])
-        slot.images[:rows] = session.run(
+        slot.latents[:rows][drawn] = loaded.sampler.draw(seeds[drawn])
+        slot.images[:rows] = loaded.session.run(
             slot.latents[:rows], slot.class_idx[:rows], slot.truncation_psi[:rows]
         )  # [N, H, W, C] uint8
     except (

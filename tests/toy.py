@@ -17,9 +17,17 @@ Z_DIM, SIZE, CLASSES = 8, 12, 10
 
 
 def toy_graph(
-    *, channels: int = 3, conditional: bool = True, truncation: bool = True, weights_seed: int = 0
+    *,
+    channels: int = 3,
+    conditional: bool = True,
+    truncation: bool = True,
+    weights_seed: int = 0,
+    last_class_kills: bool = False,
 ) -> bytes:
-    """images = uint8(128 + 60 tanh(psi * latents @ W + E[class_idx])), as an ONNX file's bytes."""
+    """images = uint8(128 + 60 tanh(psi * latents @ W + E[class_idx])), as an ONNX file's bytes.
+
+    With `last_class_kills` a row of the last class ends the process that runs it (SIGFPE, x86).
+    """
     random = np.random.RandomState(weights_seed)
     pixels = SIZE * SIZE * channels
     constants = {
@@ -44,6 +52,18 @@ def toy_graph(
         nodes.append(helper.make_node("Gather", ["E", "class_idx"], ["embedding"]))
         nodes.append(helper.make_node("Add", [hidden, "embedding"], ["conditioned"]))
         hidden = "conditioned"
+    if last_class_kills:
+        # The least integer by -1 is more than the largest: the CPU's division traps.
+        constants |= {"least": np.int64(-(2**63)), "after": np.int64(CLASSES), "none": np.int64(0)}
+        nodes += [
+            helper.make_node("Sub", ["class_idx", "after"], ["divisor"]),  # -1 for the last class
+            helper.make_node("Div", ["least", "divisor"], ["quotient"]),
+            helper.make_node("Mul", ["quotient", "none"], ["zeros"]),
+            helper.make_node("Cast", ["zeros"], ["real_zeros"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["real_zeros", "column"], ["nothing"]),
+            helper.make_node("Add", [hidden, "nothing"], ["survived"]),
+        ]
+        hidden = "survived"
     nodes += [
         helper.make_node("Tanh", [hidden], ["unit"]),
         helper.make_node("Mul", ["unit", "scale"], ["scaled"]),
@@ -71,11 +91,16 @@ def publish_toy(
     conditional: bool = True,
     truncation: bool = True,
     weights_seed: int = 0,
+    last_class_kills: bool = False,
     golden_off_by: int = 0,
 ) -> Artifact:
     """Publish a toy generator into the store at `root`; `golden_off_by` spoils its golden rows."""
     graph = toy_graph(
-        channels=channels, conditional=conditional, truncation=truncation, weights_seed=weights_seed
+        channels=channels,
+        conditional=conditional,
+        truncation=truncation,
+        weights_seed=weights_seed,
+        last_class_kills=last_class_kills,
     )
     with Store(root).draft(name) as draft:
         manifest = Manifest(

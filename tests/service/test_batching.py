@@ -7,7 +7,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import MicrobatchSize, RowQueue
+from service.batching import BATCH_TURN, MicrobatchSize, Priority, PriorityRowQueue, RowQueue
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 16))
@@ -87,3 +87,71 @@ def test_a_microbatch_holds_what_fits_into_its_time_by_what_rows_cost() -> None:
     for _ in range(50):
         size.measured(rows=16, device_s=0.001)
     assert size.rows == 16
+
+
+def test_a_microbatchs_size_recovers_from_a_machine_that_was_slow_once() -> None:
+    size = MicrobatchSize(max_rows=16, max_s=0.02)
+
+    def run(slower: float) -> None:  # 1 ms a microbatch and 1 ms a row
+        size.measured(size.rows, slower * (0.001 + 0.001 * size.rows))
+
+    run(slower=1000)
+    assert size.rows == 1
+    for _ in range(60):
+        run(slower=1)
+
+    assert size.rows == 16
+
+
+kinds = st.sampled_from(["interactive", "batch"])
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), kinds), min_size=1, max_size=12), st.integers(1, 16))
+def test_every_row_is_taken_once_whatever_the_priorities(
+    requests: list[tuple[int, Priority]], max_rows: int
+) -> None:
+    queue: PriorityRowQueue[int] = PriorityRowQueue()
+    for request, (rows, priority) in enumerate(requests):
+        queue.add(request, rows, priority)
+    taken: dict[int, list[int]] = defaultdict(list)
+
+    while waiting := queue.rows:
+        segments = queue.take(max_rows)
+        assert sum(map(len, segments)) == min(max_rows, waiting)
+        for segment in segments:
+            taken[segment.request] += range(segment.start, segment.stop)
+
+    assert taken == {request: list(range(rows)) for request, (rows, _) in enumerate(requests)}
+
+
+@given(st.integers(1, 16), st.integers(1, 60), st.integers(1, 60))
+def test_batch_rows_wait_for_interactive_ones_but_get_one_turn_in_eight(
+    max_rows: int, interactive_rows: int, batch_rows: int
+) -> None:
+    queue: PriorityRowQueue[str] = PriorityRowQueue()
+    queue.add("batch", batch_rows, "batch")
+    queue.add("interactive", interactive_rows)
+    first_turn = None
+
+    for turn in range(1, BATCH_TURN + 1):
+        interactive_before = interactive_rows
+        segments = {segment.request: len(segment) for segment in queue.take(max_rows)}
+        interactive_rows -= segments.get("interactive", 0)
+        if "batch" in segments:
+            first_turn = turn
+            break
+        assert segments == {"interactive": max_rows}
+
+    assert first_turn is not None
+    # Before its turn, batch rows only get what interactive rows leave.
+    assert first_turn == BATCH_TURN or segments.get("interactive", 0) == interactive_before
+
+
+def test_a_discarded_batch_request_leaves_no_rows() -> None:
+    queue: PriorityRowQueue[str] = PriorityRowQueue()
+    queue.add("batch", 5, "batch")
+
+    assert queue.discard("batch") == 5
+    assert queue.discard("batch") == 0
+    assert queue.rows == 0
+    assert queue.take(4) == []

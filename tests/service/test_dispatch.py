@@ -10,18 +10,21 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy import publish_toy
 
-from models.store import Artifact
-from service.channel import Channel
+from models.store import Artifact, Store
+from service.batching import Priority
+from service.channel import Channel, Process
 from service.dispatch import Dispatcher
 from service.errors import CallerLeft, Overloaded, ServiceError, Unavailable, WorkerCrashed
+from service.line import Line
 from service.metrics import Metrics
 from service.rows import Rows
 from service.settings import Settings
-from service.slots import SlotLayout, map_slots
+from service.slots import Slot, SlotLayout, map_slots
 from service.ticket import Portion, Ticket
 
 
@@ -30,39 +33,77 @@ def artifact(tmp_path: Path) -> Artifact:
     return publish_toy(tmp_path)
 
 
+class PlayedProcess(Process):
+    """A process whose end is only written down."""
+
+    def __init__(self) -> None:
+        self.pid = 1
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
 class PlayedWorker:
     """A worker's end of the channel: answers microbatches with each row's seed as its pixels, on demand."""
 
-    def __init__(self, dispatcher: Dispatcher, artifact: Artifact, max_rows: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, store: Path) -> None:
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         here.setblocking(False)
         there.settimeout(2)
-        hello = {"pid": 1, "provider": "CPUExecutionProvider", "runtime": "1", "golden_difference": 0}
         self.channel = Channel(there)
-        dispatcher.attach(Channel(here), hello)
-        answer = self.channel.receive_with_fd()
-        assert answer is not None
-        sizes, fd = answer
-        self.slots = map_slots(fd, SlotLayout.of(artifact.manifest, max_rows), sizes["slots"])
-        os.close(fd)
+        self.process = PlayedProcess()
+        self.slots: dict[int, list[Slot]] = {}
+        self._store = Store(store)
+        dispatcher.attach(Channel(here), self.process)
 
-    def take(self) -> dict[str, int]:
-        message = self.channel.receive()
-        assert message is not None
+    def take(self) -> dict[str, Any]:
+        """The next message; memory that came with it is mapped."""
+        received = self.channel.receive_with_fd()
+        assert received is not None
+        message, fd = received
+        if fd is not None:
+            artifact = self._store.resolve(message["address"])
+            layout = SlotLayout.of(artifact.manifest, message["rows"])
+            self.slots[message["load"]] = map_slots(fd, layout, message["slots"])
+            os.close(fd)
         return message
 
-    def seeds(self, message: dict[str, int]) -> list[int]:
-        seeds: list[int] = self.slots[message["slot"]].seeds[: message["rows"]].tolist()
+    def load(self, golden_difference: int = 0) -> str:
+        """Load what is asked for; return its address."""
+        message = self.take()
+        self.channel.send(
+            {
+                "loaded": message["load"],
+                "provider": "CPUExecutionProvider",
+                "runtime": "1",
+                "golden_difference": golden_difference,
+            }
+        )
+        return str(message["address"])
+
+    def refuse(self) -> None:
+        """Say of the version that is to be loaded that it cannot be."""
+        self.channel.send({"refused": self.take()["load"], "error": "toy:2: it is damaged"})
+
+    def _slot(self, message: dict[str, Any]) -> Slot:
+        return self.slots[message["line"]][message["slot"]]
+
+    def seeds(self, message: dict[str, Any]) -> list[int]:
+        seeds: list[int] = self._slot(message).seeds[: message["rows"]].tolist()
         return seeds
 
-    def finish(self, message: dict[str, int]) -> list[int]:
+    def finish(self, message: dict[str, Any]) -> list[int]:
         """Make the rows of one microbatch; return their seeds."""
-        slot, rows = self.slots[message["slot"]], message["rows"]
+        slot, rows = self._slot(message), message["rows"]
         slot.images[:rows] = (slot.seeds[:rows] % 256)[:, None, None, None]
         self.channel.send({"done": message["run"], "started": 0.0, "device_s": 0.001})
         return self.seeds(message)
 
-    def fail(self, message: dict[str, int]) -> None:
+    def fail(self, message: dict[str, Any]) -> None:
         self.channel.send({"failed": message["run"], "error": "Boom: no"})
 
     def die(self) -> None:
@@ -77,21 +118,30 @@ def place(portions: list[Portion]) -> None:
 class Stage:
     """A dispatcher and the workers played for it; `run` a scenario on it."""
 
-    def __init__(self, artifact: Artifact, max_rows: int = 4, **settings: int) -> None:
+    def __init__(self, artifact: Artifact, max_rows: int = 4, **settings: Any) -> None:
         self.artifact = artifact
-        self.max_rows = max_rows
-        limits = Settings(max_microbatch=max_rows, **settings)  # type: ignore[arg-type]
-        self.dispatcher = Dispatcher(artifact, limits, Metrics(), place)
+        self.store = artifact.path.parent.parent
+        self.metrics = Metrics()
+        self.settings = Settings(max_microbatch=max_rows, **settings)
+        self.dispatcher = Dispatcher(Line(artifact, self.settings, place), self.settings, self.metrics)
         self.workers: list[PlayedWorker] = []
 
-    def worker(self) -> PlayedWorker:
-        """A worker appears."""
-        self.workers.append(PlayedWorker(self.dispatcher, self.artifact, self.max_rows))
+    def newcomer(self) -> PlayedWorker:
+        """A worker appears; it has loaded nothing."""
+        self.workers.append(PlayedWorker(self.dispatcher, self.store))
         return self.workers[-1]
 
-    def ask(self, *seeds: int) -> Ticket:
-        ticket = Ticket(Rows.of_seeds(self.artifact.manifest, seeds), None, self.artifact.manifest.img_shape)
-        self.dispatcher.submit(ticket)
+    async def worker(self) -> PlayedWorker:
+        """A worker appears and loads what it is told to."""
+        worker = self.newcomer()
+        worker.load()
+        await self.settle()
+        return worker
+
+    def ask(self, *seeds: int, priority: Priority = "interactive") -> Ticket:
+        manifest = self.artifact.manifest
+        ticket = Ticket(Rows.of_seeds(manifest, seeds), None, manifest.img_shape, priority)
+        self.dispatcher.submit(ticket, self.dispatcher.line)
         return ticket
 
     async def settle(self) -> None:
@@ -122,7 +172,7 @@ def test_pixels_come_back_to_the_request_that_asked_for_them(artifact: Artifact)
     stage = Stage(artifact)
 
     async def scenario() -> None:
-        worker = stage.worker()
+        worker = await stage.worker()
         tickets = [stage.ask(*range(10 * k, 10 * k + 5)) for k in range(3)]
         made = 0
         while made < 15:
@@ -140,12 +190,12 @@ def test_what_a_dead_worker_held_is_sent_to_another(artifact: Artifact) -> None:
     stage = Stage(artifact)
 
     async def scenario() -> None:
-        first = stage.worker()
+        first = await stage.worker()
         ticket = stage.ask(1, 2, 3)
         first.take()
         first.die()
         await stage.settle()
-        second = stage.worker()
+        second = await stage.worker()
 
         assert second.finish(second.take()) == [1, 2, 3]
         assert await seeds_made(ticket) == [1, 2, 3]
@@ -158,7 +208,7 @@ def test_a_row_that_keeps_killing_workers_is_given_up_and_its_neighbour_is_made(
     poison = 13
 
     async def scenario() -> None:
-        blocked = stage.worker()
+        blocked = await stage.worker()
         stage.ask(1)
         blocker = blocked.take()
         neighbour, poisoned = stage.ask(7), stage.ask(poison)
@@ -171,7 +221,7 @@ def test_a_row_that_keeps_killing_workers_is_given_up_and_its_neighbour_is_made(
                 worker.die()
                 deaths += 1
                 await stage.settle()
-                worker = stage.worker()
+                worker = await stage.worker()
             else:
                 worker.finish(message)
                 await stage.settle()
@@ -188,7 +238,7 @@ def test_a_microbatch_that_fails_is_run_again_request_by_request(artifact: Artif
     stage = Stage(artifact)
 
     async def scenario() -> None:
-        worker = stage.worker()
+        worker = await stage.worker()
         stage.ask(1)
         blocker = worker.take()
         good, bad = stage.ask(2), stage.ask(3)
@@ -212,7 +262,7 @@ def test_idle_workers_share_what_waits_and_a_busy_one_waits_for_a_full_microbatc
     stage = Stage(artifact, max_rows=8)
 
     async def scenario() -> None:
-        workers = [stage.worker(), stage.worker()]
+        workers = [await stage.worker(), await stage.worker()]
         stage.ask(*range(6))
         assert [worker.take()["rows"] for worker in workers] == [3, 3]
 
@@ -228,7 +278,7 @@ def test_a_cancelled_requests_rows_are_not_run(artifact: Artifact) -> None:
     stage = Stage(artifact, max_rows=2)
 
     async def scenario() -> None:
-        worker = stage.worker()
+        worker = await stage.worker()
         leaves = stage.ask(*range(20))
         message = worker.take()
         leaves.fail(CallerLeft("gone"))
@@ -254,7 +304,7 @@ def test_a_model_without_a_worker_yet_is_unavailable_and_a_full_queue_is_overloa
     async def scenario() -> None:
         with pytest.raises(Unavailable, match="toy is loading"):
             stage.ask(1)
-        stage.worker()
+        await stage.worker()
         stage.ask(*range(10))
 
         with pytest.raises(Overloaded, match="room for 10 rows and holds 2; 9 more do not fit") as refusal:
@@ -268,7 +318,7 @@ def test_statistics_count_microbatches_by_their_rows_and_none_that_failed(artifa
     stage = Stage(artifact)
 
     async def scenario() -> None:
-        worker = stage.worker()
+        worker = await stage.worker()
         stage.ask(*range(4))
         worker.fail(worker.take())
         for seeds in ((1, 2, 3), (4,), (5,)):
@@ -287,5 +337,127 @@ def test_statistics_count_microbatches_by_their_rows_and_none_that_failed(artifa
         assert by_rows[3].output.seconds > 0
         assert last.timing.input_s > 0
         assert last.timing.output_s > 0
+
+    stage.run(scenario)
+
+
+def test_a_worker_that_hangs_is_killed_and_its_rows_go_to_another(artifact: Artifact) -> None:
+    stage = Stage(artifact, worker_timeout_s=0.2)
+
+    async def scenario() -> None:
+        hangs = await stage.worker()
+        stage.ask(1)
+        hangs.finish(hangs.take())  # so that it is known what a row costs
+        await stage.settle()
+        ticket = stage.ask(2, 3)
+        hangs.take()
+        await asyncio.sleep(0.1)
+        assert not hangs.process.killed
+        await asyncio.sleep(0.3)
+        assert hangs.process.killed
+        other = await stage.worker()
+
+        assert other.finish(other.take()) == [2, 3]
+        assert await seeds_made(ticket) == [2, 3]
+        assert b'worker_timeouts_total{model="toy"} 1.0' in stage.metrics.text()
+
+    stage.run(scenario)
+
+
+def test_a_slow_row_is_given_twenty_times_its_measured_cost(artifact: Artifact) -> None:
+    stage = Stage(artifact, worker_timeout_s=0.1)
+
+    async def scenario() -> None:
+        worker = await stage.worker()
+        stage.ask(1)
+        message = worker.take()
+        worker.channel.send({"done": message["run"], "started": 0.0, "device_s": 0.1})
+        await stage.settle()
+        stage.ask(2)
+        await asyncio.sleep(0.5)
+
+        assert not worker.process.killed
+
+    stage.run(scenario)
+
+
+def test_only_the_microbatch_on_the_device_is_blamed_for_a_death(artifact: Artifact) -> None:
+    stage = Stage(artifact, max_rows=1)
+
+    async def scenario() -> None:
+        worker = await stage.worker()
+        poisoned, behind_it = stage.ask(13), stage.ask(7)
+        for _ in range(3):
+            assert worker.seeds(worker.take()) == [13]
+            worker.die()  # the row behind was there each time
+            await stage.settle()
+            worker = await stage.worker()
+        worker.finish(worker.take())
+
+        assert await seeds_made(behind_it) == [7]
+        with pytest.raises(WorkerCrashed):
+            await seeds_made(poisoned)
+
+    stage.run(scenario)
+
+
+def test_five_deaths_without_a_finished_microbatch_make_a_model_not_ready_until_one_is(
+    artifact: Artifact,
+) -> None:
+    stage = Stage(artifact)
+
+    async def scenario() -> None:
+        for _ in range(5):
+            worker = await stage.worker()
+            assert stage.dispatcher.ready
+            worker.die()
+            await stage.settle()
+        worker = await stage.worker()
+        assert stage.dispatcher.trouble == "workers of toy died 5 times and finished nothing between"
+        stage.ask(1)
+        worker.finish(worker.take())
+        await stage.settle()
+
+        assert stage.dispatcher.ready
+
+    stage.run(scenario)
+
+
+def test_a_crash_loop_has_ended_when_a_worker_stays(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.dispatch._CALM_S", 0.1)
+    stage = Stage(artifact)
+
+    async def scenario() -> None:
+        for _ in range(5):
+            (await stage.worker()).die()
+            await stage.settle()
+        await stage.worker()
+        assert not stage.dispatcher.ready
+        await asyncio.sleep(0.15)
+
+        assert stage.dispatcher.ready
+
+    stage.run(scenario)
+
+
+def test_interactive_rows_come_before_batch_rows_that_waited_longer(artifact: Artifact) -> None:
+    stage = Stage(artifact, max_rows=2)
+
+    async def scenario() -> None:
+        worker = await stage.worker()
+        stage.ask(0, 0, 0, 0)
+        out = [worker.take(), worker.take()]
+        stage.ask(11, 12, 13, priority="batch")
+        stage.ask(1, 2, 3)
+        made: list[int] = []
+        while out:
+            made += worker.finish(out.pop(0))
+            await stage.settle()
+            if any(one.running for one in stage.dispatcher.workers) and not out:
+                out.append(worker.take())
+
+        assert made == [0, 0, 0, 0, 1, 2, 3, 11, 12, 13]
 
     stage.run(scenario)

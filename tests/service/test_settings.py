@@ -24,6 +24,7 @@ def test_every_setting_is_a_flag() -> None:
         "max_queued_rows": "70", "max_body_bytes": "2048", "timeout_ms": "10", "max_timeout_ms": "20",
         "encode_threads": "4", "drain_s": "1", "drain_delay_s": "2", "log_level": "debug",
         "max_pixel_bytes": "4096", "max_header_bytes": "8192", "header_timeout_s": "3",
+        "worker_timeout_s": "3", "load_timeout_s": "60",
         "cors_origins": "https://a.example", "api_keys_file": "/run/keys", "admin_keys_file": "/run/admin",
     }  # fmt: skip
 

@@ -1,0 +1,50 @@
+"""A line: one version of a model being served, and the rows that wait for it.
+
+A model has one line, and during a reload two: the old version's, which runs empty, and the new
+one's. They share the model's workers and nothing else, since sizes and cost a row may differ.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from models.store import Artifact
+from service.batching import MicrobatchSize, PriorityRowQueue
+from service.settings import Settings
+from service.slots import SlotLayout
+from service.ticket import Portion, Ticket
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a model's workers said of what they run on; the same for all of them."""
+
+    provider: str
+    """ONNX Runtime's execution provider."""
+    runtime_version: str
+    golden_difference: int
+    """Largest grey-level difference of the golden rows replayed when it was loaded; 0 is bit-exact."""
+
+
+class Line:
+    """One version being served. Compared by identity."""
+
+    def __init__(
+        self, artifact: Artifact, settings: Settings, deliver: Callable[[list[Portion]], None]
+    ) -> None:
+        """`deliver` takes what one microbatch made."""
+        self.number = next(_numbers)
+        """Names it to workers."""
+        self.artifact = artifact
+        self.deliver = deliver
+        self.layout = SlotLayout.of(artifact.manifest, settings.max_microbatch)
+        self.queue: PriorityRowQueue[Ticket] = PriorityRowQueue()
+        self.size = MicrobatchSize(settings.max_microbatch, settings.max_microbatch_ms / 1000)
+        self.device: DeviceFacts | None = None
+        """None until the first worker has loaded it."""
+        self.replaced: float | None = None
+        """When another version took its place (monotonic); what it has accepted is still made."""
