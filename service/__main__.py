@@ -1,4 +1,4 @@
-"""The command `ganserve`: serve, sample, models, bench.
+"""The command `ganserve`: serve, sample, verify, models, bench.
 
 Parses flags and hands over; each verb imports what it needs, so that `--help` is quick and a
 worker that is spawned from here imports no second server.
@@ -74,6 +74,29 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
     sample.set_defaults(run=_sample)
 
+    verify = verbs.add_parser(
+        "verify",
+        allow_abbrev=False,
+        help="make images again and compare",
+        description="Read the mark in each image, make the image again from the store, and compare. "
+        "Exit status: 0 all are identical or have the same pixels; 1 one differs; 2 a mistake in what was "
+        "asked for; 3 none differs, but one is not ours or cannot be told.",
+    )
+    _add_store(verify)
+    verify.add_argument(
+        "paths", nargs="*", type=Path, metavar="FILE|DIR", help="images, zips and tars of them, folders"
+    )
+    verify.add_argument(
+        "--deep",
+        nargs="?",
+        const="fashion-mnist",
+        metavar="NAME[:V]",
+        help="make all golden rows of a model again; default: fashion-mnist, highest version",
+    )
+    verify.add_argument("--accelerator", default="cpu", choices=["cpu", "cuda"])
+    verify.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
+    verify.set_defaults(run=_verify)
+
     models = verbs.add_parser(
         "models", allow_abbrev=False, help="list a store", description="List the models of a store."
     )
@@ -117,8 +140,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     from service.offline import sample_to_folder
 
     seeds = SeedRanges.parse(arguments.seeds)
-    if not 1 <= arguments.threads <= 256:
-        raise InvalidValue(f"threads must be between 1 and 256, got {arguments.threads}")
+    _check_threads(arguments.threads)
     artifact = Store(arguments.store).resolve(arguments.model)
     artifact.verify()
     progress = sample_to_folder(
@@ -166,6 +188,39 @@ def _bench(arguments: argparse.Namespace) -> int:
     for line in lines:
         print(line, flush=True)
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from collections import Counter
+
+    from service.verify import EXIT_DIFFERS, Verdict, exit_status, replay_golden, verify_files
+
+    if not arguments.paths and arguments.deep is None:
+        raise InvalidValue("verify needs a FILE or DIR, or --deep, got neither")
+    _check_threads(arguments.threads)
+    store = Store(arguments.store)
+    status = 0
+    if arguments.deep is not None:
+        levels, sentence = replay_golden(
+            store.resolve(arguments.deep), arguments.accelerator, arguments.threads
+        )
+        print(sentence, flush=True)
+        status = EXIT_DIFFERS if levels else 0
+    if arguments.paths:
+        verdicts: Counter[Verdict] = Counter()
+        for finding in verify_files(arguments.paths, store, arguments.accelerator, arguments.threads):
+            print(finding, flush=True)
+            verdicts[finding.verdict] += 1
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        total = verdicts.total()
+        print(f"{total} image{'' if total == 1 else 's'}" + (f": {counts}" if counts else ""))
+        status = status or exit_status(verdicts)
+    return status
+
+
+def _check_threads(threads: int) -> None:
+    if not 1 <= threads <= 256:
+        raise InvalidValue(f"threads must be between 1 and 256, got {threads}")
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -9,13 +9,12 @@ import asyncio
 import re
 from typing import Any, Final
 
-import numpy as np
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from models.errors import show
-from models.sampling import MAX_SEED, check_seed, latents_from_seeds, seeds_text, slerp
+from models.sampling import MAX_SEED, check_seed, seeds_text
 from service import __version__
 from service.api_v2 import add_v2_routes
 from service.containers import pack
@@ -162,19 +161,16 @@ class _Routes:
 
     async def walk(self, request: Request, model: str) -> Response:
         sampler = self._serving.sampler(model)
-        manifest = sampler.artifact.manifest
         query = parse_query(WalkQuery, request.query_params)
         facts_of(request).update(model=sampler.name, rows=query.frames)
         self._serving.check_rows(query.frames)
         media_type = accepted(request, MEDIA_TYPES["webp"])
-        ends = Rows.of_seeds(manifest, [query.start, query.end], query.class_idx, query.truncation_psi)
-        start, end = latents_from_seeds([query.start, query.end], manifest.z_dim, manifest.prior)
-        # Each frame takes the class of the nearer end, so that both ends are the images their seeds name.
-        nearer = np.repeat(ends.class_idx, [(query.frames + 1) // 2, query.frames // 2]).tolist()
-        rows = Rows.of_latents(
-            manifest,
-            slerp(start, end, query.frames),
-            nearer if manifest.num_classes else None,
+        rows = Rows.of_walk(
+            sampler.artifact.manifest,
+            query.start,
+            query.end,
+            query.frames,
+            query.class_idx,
             query.truncation_psi,
         )
         ticket = await self._serving.make(sampler, rows, None, "walk", request.receive)

@@ -10,20 +10,31 @@ from __future__ import annotations
 
 import hashlib
 import html
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
 
-from models.manifest import Manifest, canonical_json
+from models.errors import InvalidValue, show
+from models.manifest import MAX_VERSION, Manifest, canonical_json, check_name
+from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
 from service.encoding import Format, encoder_id
+from service.rows import MAX_WALK_FRAMES
 
 DIGEST_DIGITS = 12
 """Digits of a digest in an address; 64 in JSON, headers and marks."""
 
 SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's name for "made by a trained model"."""
+
+_NAMESPACE: Final = "urn:x-ganserve:mark/1/"
+_NEAR_BYTES: Final = 8192  # a mark's properties stand no further from its namespace
+_PROPERTY: Final = re.compile(
+    rb"""ganserve:(?P<name>[A-Za-z]{1,20})"""
+    rb"""(?:=(?P<quoted>"[^"<>&]{0,128}"|'[^'<>&]{0,128}')|>(?P<element>[^<>&]{0,128})</ganserve:)"""
+)
 
 # XMP specification, part 1, 7.1 and 7.3.2; the id is the one that every packet has.
 _PACKET_HEAD: Final = (
@@ -32,7 +43,7 @@ _PACKET_HEAD: Final = (
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about=""'
     ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
-    ' xmlns:ganserve="urn:x-ganserve:mark/1/"'
+    f' xmlns:ganserve="{_NAMESPACE}"'
     f' Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}"'
     ' ganserve:model="{model}" ganserve:version="{version}"'
     ' ganserve:digest="{digest}" ganserve:renderId="{render_id}"'
@@ -96,6 +107,86 @@ class Rendering:
             psi_text(truncation_psi).encode(),
             self._tail,
         )
+
+
+@dataclass(frozen=True)
+class WalkMark:
+    """What names a walk besides its class and psi."""
+
+    start: int
+    end: int
+    frames: int
+    frame_ms: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a mark says. Its values are in their ranges; whether they are true only pixels can tell."""
+
+    model: str
+    version: int
+    digest: str
+    render_id: str
+    seed: int | None
+    """None where latents were given, and for a walk."""
+    class_idx: int | None
+    truncation_psi: float
+    walk: WalkMark | None
+
+
+def read_mark(data: bytes) -> Mark | None:
+    """The mark in an image file's bytes, None if there is none. Raises InvalidValue for impossible values.
+
+    Found by our namespace and read by one pattern, in the form that we write and in those of programs
+    that wrote the XMP again: no XML parser, so nothing is expanded, and no more than 16 KiB is looked at.
+    """
+    at = data.find(_NAMESPACE.encode())
+    if at < 0:
+        return None
+    said: dict[str, str] = {}
+    for match in _PROPERTY.finditer(data, max(0, at - _NEAR_BYTES), at + _NEAR_BYTES):
+        name, value = match["name"].decode(), (match["quoted"] or match["element"] or b"").decode("latin-1")
+        if said.setdefault(name, value.strip("\"'")) != value.strip("\"'"):
+            raise InvalidValue(f"{name} must be named once, got {show(said[name])} and {show(value)}")
+    walk = None
+    if "from" in said:
+        walk = WalkMark(
+            start=_number(said, "from", 0, MAX_SEED),
+            end=_number(said, "to", 0, MAX_SEED),
+            frames=_number(said, "frames", 2, MAX_WALK_FRAMES),
+            frame_ms=_number(said, "frameMs", 10, 10_000),
+        )
+    return Mark(
+        model=check_name(said.get("model")),
+        version=_number(said, "version", 1, MAX_VERSION),
+        digest=_hex(said, "digest", 64),
+        render_id=_hex(said, "renderId", 16),
+        seed=_number(said, "seed", 0, MAX_SEED) if "seed" in said else None,
+        class_idx=_number(said, "classIdx", 0, 999_999) if "classIdx" in said else None,
+        truncation_psi=_psi(said),
+        walk=walk,
+    )
+
+
+def _number(said: dict[str, str], name: str, low: int, high: int) -> int:
+    text = said.get(name, "")
+    if re.fullmatch(r"[0-9]{1,10}", text) is None or not low <= int(text) <= high:
+        raise InvalidValue(f"{name} must be an integer between {low} and {high}, got {show(text)}")
+    return int(text)
+
+
+def _hex(said: dict[str, str], name: str, digits: int) -> str:
+    text = said.get(name, "")
+    if re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) is None:
+        raise InvalidValue(f"{name} must be {digits} hexadecimal digits, got {show(text)}")
+    return text
+
+
+def _psi(said: dict[str, str]) -> float:
+    text = said.get("truncationPsi", "")
+    if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,60})?", text) is None or float(text) > MAX_TRUNCATION_PSI:
+        raise InvalidValue(f"truncationPsi must be between 0 and {MAX_TRUNCATION_PSI:g}, got {show(text)}")
+    return float(text)
 
 
 @lru_cache(256)

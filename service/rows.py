@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from models.errors import InvalidValue
 from models.manifest import Manifest
-from models.sampling import LatentSampler, check_seed, resolve_class_idx, resolve_truncation_psi
+from models.sampling import (
+    LatentSampler,
+    check_seed,
+    latents_from_seeds,
+    resolve_class_idx,
+    resolve_truncation_psi,
+    slerp,
+)
 from service.slots import LATENTS_GIVEN
+
+MAX_WALK_FRAMES: Final = 240
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +78,25 @@ class Rows:
                 f"latents must be finite in float32, got {float(values[row, column])} at [{row}][{column}]"
             )
         return cls._resolved(manifest, [None] * len(values), values, class_idx, truncation_psi)
+
+    @classmethod
+    def of_walk(
+        cls,
+        manifest: Manifest,
+        start: int,
+        end: int,
+        frames: int,
+        class_idx: int | None = None,
+        truncation_psi: float | None = None,
+    ) -> Rows:
+        """The frames of a walk from one seed's image to another's. Raises InvalidValue."""
+        ends = cls.of_seeds(manifest, [start, end], class_idx, truncation_psi)
+        first, last = latents_from_seeds([start, end], manifest.z_dim, manifest.prior)
+        # Each frame takes the class of the nearer end, so that both ends are the images their seeds name.
+        nearer = np.repeat(ends.class_idx, [(frames + 1) // 2, frames // 2]).tolist()
+        return cls.of_latents(
+            manifest, slerp(first, last, frames), nearer if manifest.num_classes else None, truncation_psi
+        )
 
     @classmethod
     def _resolved(

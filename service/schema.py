@@ -17,10 +17,10 @@ from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
 from service.containers import Container
 from service.encoding import Format
 from service.errors import InvalidField, MalformedBody, TooLarge
+from service.rows import MAX_WALK_FRAMES
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 TruncationPsi = Annotated[float, Field(ge=0, le=MAX_TRUNCATION_PSI, allow_inf_nan=False)]
-MAX_WALK_FRAMES: Final = 240
 _MANY_LISTS: Final = 10_000  # what is quick to parse is let through, to be told in detail
 _MANY_VALUES: Final = 500_000
 _MAX_SENTENCES: Final = 5  # of a request that breaks more rules, these are told

@@ -121,6 +121,8 @@ def test_the_offline_command_writes_the_endpoints_bytes(shipped: Server, tmp_pat
     for seed in (0, 42, 99):
         online = httpx.post(f"{shipped.url}/v1/samples", json={"seed": seed}).content
         assert (tmp_path / f"samples/seed{seed:010d}.png").read_bytes() == online
+    said = run(here(block("bash", "ganserve verify")), tmp_path)
+    assert said.splitlines()[-1] == "100 images: 100 identical"
 
 
 def test_train_export_verify_and_serve_work_as_printed(tmp_path: Path, free_log: Callable[[], Path]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -15,7 +17,8 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from server_process import Server
+from PIL.PngImagePlugin import PngInfo
+from server_process import GANSERVE, Server
 from toy import CLASSES, SIZE, Z_DIM
 
 from models.sampling import latents_from_seeds
@@ -229,6 +232,38 @@ def test_a_walk_and_given_latents_are_marked_as_generated(shared_server: Server)
         assert b"digitalsourcetype/trainedAlgorithmicMedia" in Image.open(io.BytesIO(image)).info["xmp"]
     assert b'ganserve:from="3" ganserve:to="8"' in walk
     assert b"ganserve:seed=" not in given
+
+
+def test_verify_proves_what_was_served_and_tells_what_was_changed(
+    shared_server: Server, toy_store: Path, tmp_path: Path
+) -> None:
+    """One image of every kind that is served, one with a changed pixel, one that lost its mark."""
+    served = {
+        "image.png": post(shared_server, seed=42, class_idx=3, truncation_psi=0.7).content,
+        "image.jpg": post(shared_server, seed=42, format="jpg").content,
+        "image.webp": shared_server.http.get("/v1/models/plain/42.webp", follow_redirects=True).content,
+        "images.zip": post(shared_server, seed=0, n=20).content,
+        "images.tar": post(shared_server, seed=0, n=20, container="tar", format="webp").content,
+        "walk.webp": shared_server.http.get("/v1/models/toy/walk?from=3&to=8&frames=5").content,
+    }
+    for name, data in served.items():
+        (tmp_path / name).write_bytes(data)
+    command = [str(GANSERVE), "verify", "--store", str(toy_store), str(tmp_path)]
+    proved = subprocess.run(command, capture_output=True, text=True)
+    image = Image.open(tmp_path / "image.png")
+    image.save(tmp_path / "resaved.jpg")
+    image.putpixel((5, 5), (0, 0, 0))
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", image.info["xmp"].decode())
+    image.save(tmp_path / "changed.png", pnginfo=text)
+
+    told = subprocess.run(command, capture_output=True, text=True)
+
+    assert (proved.returncode, proved.stdout.splitlines()[-1]) == (0, "44 images: 44 identical")
+    assert told.returncode == 1
+    assert f"{tmp_path}/resaved.jpg: not ours (it has no mark)\n" in told.stdout
+    assert re.search(r"changed.png: differs \(by up to \d+ of 255 levels in 1 of 144 pixels\)", told.stdout)
+    assert told.stdout.splitlines()[-1] == "46 images: 1 differs, 44 identical, 1 not ours"
 
 
 def test_marks_are_part_of_the_render_id_and_can_be_left_out(
