@@ -7,6 +7,7 @@ change: the port, the length of a training run, and which environment's programs
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -144,6 +145,37 @@ def test_train_export_verify_and_serve_work_as_printed(tmp_path: Path, free_log:
     assert (model["name"], model["determinism"], model["num_classes"]) == ("first", "bit_exact", 10)
     assert answer.content[:6] == b"\x93NUMPY"
     assert len(answer.content) > 20 * 32 * 32
+
+
+def test_a_generator_of_ones_own_is_imported_and_served_as_printed(
+    tmp_path: Path, free_log: Callable[[], Path]
+) -> None:
+    commands, serve = block("bash", "gantrain import").strip().rsplit("\n", 1)
+
+    run(here(commands), tmp_path)
+    flags = shlex.split(serve.removesuffix(" --port 8002"))[2:]
+    server = Server(None, *flags, cwd=tmp_path, log=free_log()).wait_until_ready()
+    try:
+        answer = httpx.post(f"{server.url}/v1/samples", json={"seed": 0, "format": "npy"})
+        (model,) = httpx.get(f"{server.url}/v1/models").json()["models"]
+    finally:
+        server.stop()
+
+    assert (model["name"], model["determinism"]) == ("mine", "bit_exact")
+    assert np.load(io.BytesIO(answer.content)).shape == (1, 32, 32, 3)
+
+
+def test_the_table_of_import_names_the_flags_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from training.__main__ import main
+
+    with pytest.raises(SystemExit):
+        main(["import", "--help"])
+
+    table = README.split("| flag of `gantrain import` |")[1].split("\n\n")[0]
+    there_are = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    named = set(re.findall(r"`(--[a-z-]+)`", table))
+    assert there_are - named == {"--help", "--name", "--version", "--licence", "--store"}
+    assert named <= there_are
 
 
 @pytest.fixture

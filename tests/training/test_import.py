@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 from toy_foreign import CHANNELS, CLASSES, HEIGHT, WIDTH, Z_DIM, Foreign
 
 from models.errors import InvalidValue, VersionExists
@@ -298,6 +301,41 @@ def resized(*, batch: int) -> onnx.ModelProto:
     shape = [batch, CHANNELS, 2 * HEIGHT, WIDTH]
     graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, shape))
     return model
+
+
+class _Torch(nn.Module):
+    """Reshapes by numbers and by sizes, normalises each image, upsamples to a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.linear = nn.Linear(Z_DIM, 6 * 4 * 4)
+            self.norm = nn.InstanceNorm2d(6)
+            self.to_image = nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.norm(self.linear(z).view(z.size(0), 6, 4, 4))
+        batch, channels, height, width = x.shape
+        x = x.reshape(batch * channels, 1, height, width).flip(3).reshape(batch, channels, height, width)
+        x = nn.functional.interpolate(x, size=(7, 9))
+        return torch.tanh(self.to_image(x))
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_what_torch_exports_for_one_image_is_freed(dynamo: bool, tmp_path: Path) -> None:
+    G, path = _Torch().eval(), tmp_path / "g.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one exporter is the old one, the other uses what is deprecated
+        torch.onnx.export(G, (torch.randn(1, Z_DIM),), path, dynamo=dynamo, verbose=False)
+
+    artifact = import_graph(path, Store(tmp_path / "store"), name="toy").artifact
+
+    with torch.no_grad():
+        images = G(torch.tensor(rows_of(artifact)[0])).permute(0, 2, 3, 1).numpy()
+    wanted = np.rint((images + 1) * 127.5)
+    assert np.abs(pixels_of(artifact) - wanted).max() <= 1
+    assert artifact.manifest.export["imported_from"]["batch_size"] == 1
 
 
 @pytest.mark.parametrize("batch", [1, 3])
