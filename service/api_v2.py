@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -118,8 +119,12 @@ class _Routes:
         return JSONResponse(variant.metadata())
 
     async def config(self, request: Request) -> Response:
-        _, variant = self._model(request)
-        return JSONResponse(variant.config(self._serving.settings.max_request_rows))
+        sampler, variant = self._model(request)
+        settings = self._serving.settings
+        pixel_bytes = math.prod(sampler.artifact.manifest.img_shape)  # of one row
+        return JSONResponse(
+            variant.config(min(settings.max_request_rows, settings.max_pixel_bytes // pixel_bytes))
+        )
 
     async def statistics(self, request: Request) -> Response:
         sampler, variant = self._model(request)

@@ -182,6 +182,17 @@ def test_statistics_tell_what_was_run(serve: Serve) -> None:
     assert all(requests[part]["ns"] > 0 for part in ("success", *parts))
 
 
+def test_the_largest_batch_is_what_all_limits_allow(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "1", "--max-pixel-bytes", str(20 * SIZE * SIZE * 3))
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        largest = client.get_model_config("toy_seed")["max_batch_size"]
+        client.infer("toy_seed", [seeds(*range(largest))])
+        with pytest.raises(InferenceServerException, match="max_pixel_bytes"):
+            client.infer("toy_seed", [seeds(*range(largest + 1))])
+
+    assert largest == 20
+
+
 def test_a_timeout_is_a_deadline_and_a_failure_in_the_statistics(serve: Serve) -> None:
     server = serve("--model", "toy", "--workers", "1", "--max-microbatch", "1")
     with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -20,14 +21,16 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from server_process import Server, free_port
 
+from models.store import SHIPPED_STORE
 from training.data.fashion_mnist import DEBIAN_FOLDER, DEBIAN_PACKAGE, holds_idx
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(bash|python|yaml)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def block(language: str, containing: str) -> str:
@@ -58,7 +61,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Server:
 
 
 def at(server: Server, text: str) -> str:
-    return text.replace("http://127.0.0.1:8000", server.url)
+    return text.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
 
 
 def test_the_first_command_serves_from_a_fresh_clone_without_torch(tmp_path: Path) -> None:
@@ -101,11 +104,36 @@ def test_the_curl_commands_save_images(shipped: Server, tmp_path: Path) -> None:
     assert (tmp_path / "images.zip").read_bytes()[:2] == b"PK"
 
 
-def test_the_python_example_prints_what_its_comment_says(shipped: Server, tmp_path: Path) -> None:
-    example = block("python", "np.load")
+@pytest.mark.parametrize("containing", ["np.load", "tritonclient"])
+def test_a_python_example_prints_what_its_comment_says(
+    shipped: Server, tmp_path: Path, containing: str
+) -> None:
+    example = block("python", containing)
     said = run(f"{shlex.quote(sys.executable)} - <<'EOF'\n{at(shipped, example)}\nEOF", tmp_path)
 
     assert said.strip() == example.rpartition("# ")[2].strip()
+
+
+def test_kserves_container_starts_with_its_arguments_and_answers_its_probe(tmp_path: Path) -> None:
+    runtime, service = yaml.safe_load_all(block("yaml", "InferenceService"))
+    (container,) = runtime["spec"]["containers"]
+    model, name = service["spec"]["predictor"]["model"], service["metadata"]["name"]
+    verb, *flags = container["args"]
+    here = {"--store=/mnt/models": f"--store={SHIPPED_STORE}", "--model={{.Name}}": f"--model={name}"}
+
+    flags = [here.get(flag, flag) for flag in flags if not flag.startswith("--port=")]
+    server = Server(None, *flags, log=tmp_path / "server.log").wait_until_ready()
+    try:
+        probe = server.http.get(container["readinessProbe"]["httpGet"]["path"])
+        metadata = server.http.get(f"/v2/models/{name}")
+    finally:
+        os.kill(server.process.pid, signal.SIGTERM)  # its drain delay is not for us: the second one ends it
+        server.stop()
+
+    assert (container["command"], verb) == (["ganserve"], "serve")
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert (probe.status_code, metadata.json()["name"]) == (200, name)
 
 
 def test_bad_input_gets_the_sentence_that_readme_shows(shipped: Server, tmp_path: Path) -> None:
