@@ -7,13 +7,13 @@ They share models, admission, deadlines and errors with /v1; what their bodies m
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import re
 from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import FastAPI
+from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -240,8 +240,8 @@ class _Routes:
         async with deadline(settings.timeout_ms, "the body was not sent"):
             body = await read_bytes(request, settings.max_body_bytes)
         try:
-            fields = json.loads(body) if body.strip() else {}
-        except (ValueError, RecursionError) as error:
+            fields = from_json(body) if body.strip() else {}
+        except ValueError as error:
             raise MalformedBody(f"the body must be JSON or empty: {error}") from None
         if not isinstance(fields, dict):
             raise InvalidField(f"the body must be a JSON object, got {show(fields)}")

@@ -23,7 +23,9 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REFUSALS = frozenset({"too_large", "overloaded", "unavailable"})
 _PROCESS_ID = secrets.token_hex(10)  # with a number, an id that no other replica gives; a uuid costs more
 _request_number = itertools.count()
-_QUIET_PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
+_QUIET_PATHS = frozenset(
+    {"/livez", "/readyz", "/startupz", "/metrics", "/v2/health/live", "/v2/health/ready"}
+)
 
 logger = logging.getLogger("ganserve.request")
 

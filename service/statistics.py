@@ -56,7 +56,8 @@ class Statistics:
     queue: Durations = field(default_factory=Durations)
     """Successful requests' waiting, from accepted to their first device start."""
     requests: Compute = field(default_factory=Compute)
-    """Successful requests, each with the sums over the microbatches that held its rows."""
+    """Successful requests, each with the sums over the microbatches that held its rows: device time that
+    workers spent side by side, and shared with other requests, counts whole."""
 
     @property
     def executions(self) -> int:

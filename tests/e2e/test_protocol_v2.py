@@ -292,6 +292,8 @@ def test_requests_are_counted_and_logged_under_their_routes_name(
     assert "nobody1" not in shared_server.http.get("/metrics").text
     (line,) = [json.loads(line) for line in shared_server.log.splitlines() if "v2-log" in line]
     assert (line["model"], line["rows"], line["status"]) == ("toy", 3, 200)
+    assert client.is_server_ready()
+    assert "/v2/health/ready" not in shared_server.log  # a probe every few seconds is no news
     assert line["device_ms"] > 0
 
 
