@@ -10,11 +10,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from models.errors import ContractError, InvalidValue
 from models.store import SHIPPED_STORE, Store
 from service import __version__
 from service.errors import StartError
+
+if TYPE_CHECKING:
+    from service.signing import ImageSigner
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from service.settings import add_flags
+    from service.settings import SignAlgorithm, add_flags
 
     parser = argparse.ArgumentParser(
         prog="ganserve", description="Serve trained generators: a seed names an image."
@@ -70,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="write into each image (XMP) that it is generated, and how to make it again",
+    )
+    sample.add_argument("--sign", action="store_true", help="sign each image (C2PA); needs the extra c2pa")
+    sample.add_argument(
+        "--sign-cert-file", type=Path, metavar="FILE", help="PEM: signing certificate and its issuers"
+    )
+    sample.add_argument("--sign-key-file", type=Path, metavar="FILE", help="PEM: its private key")
+    sample.add_argument(
+        "--sign-algorithm",
+        default="es256",
+        choices=get_args(SignAlgorithm),
+        help="of that key; default: es256",
     )
     sample.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
     sample.set_defaults(run=_sample)
@@ -152,6 +167,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         fmt=arguments.format,
         threads=arguments.threads,
         marks=arguments.marks,
+        signer=_signer(arguments),
     )
     written = 0
     for written in progress:
@@ -161,6 +177,24 @@ def _sample(arguments: argparse.Namespace) -> int:
         print(file=sys.stderr)
     print(f"{written} images of {artifact.address} ({artifact.digest[:12]}) in {arguments.out}")
     return 0
+
+
+def _signer(arguments: argparse.Namespace) -> ImageSigner | None:
+    from service.settings import SignFiles
+    from service.signing import ImageSigner
+
+    cert_file, key_file = arguments.sign_cert_file, arguments.sign_key_file
+    if not arguments.sign:
+        if cert_file or key_file:
+            raise InvalidValue(f"--sign must be given with {cert_file or key_file}")
+        return None
+    if cert_file is None or key_file is None:
+        raise InvalidValue("--sign needs --sign-cert-file and --sign-key-file")
+    if arguments.format == "npy":
+        raise InvalidValue("--sign must be left out where format is npy")
+    signer = ImageSigner(SignFiles(cert_file, key_file, arguments.sign_algorithm))
+    signer.check()
+    return signer
 
 
 def _bench(arguments: argparse.Namespace) -> int:

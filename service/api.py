@@ -107,16 +107,25 @@ class _Routes:
         facts_of(request).update(model=sampler.name, rows=wanted.row_count)
         self._serving.check_rows(wanted.row_count)
         media_type = accepted(request, _media_type_of(wanted))
+        signer = self._serving.signer
+        if wanted.sign and signer is None:
+            raise InvalidField("sign must be left out: this server has no sign_cert_file, got True")
         rows = _rows_of(wanted, sampler)
         fmt = None if wanted.format == "npy" else wanted.format
         ticket = await self._serving.make(sampler, rows, fmt, "samples", request.receive, wanted.timeout_ms)
         if fmt is None:
             data = await asyncio.to_thread(encode_npy, ticket.images)
-        elif _is_single(wanted):
-            data = ticket.images[0].data
-        else:
-            data = await asyncio.to_thread(_pack, ticket.images, wanted, sampler)
-        return _answer(request, sampler, data, media_type, ticket)
+            return _answer(request, sampler, data, media_type, ticket)
+        images = ticket.images
+        if wanted.sign and signer is not None:
+            images = await asyncio.to_thread(signer.sign_all, images, fmt)
+        data = (
+            images[0].data if _is_single(wanted) else await asyncio.to_thread(_pack, images, wanted, sampler)
+        )
+        response = _answer(request, sampler, data, media_type, ticket)
+        if wanted.sign:
+            response.headers["Cache-Control"] = "no-store"  # another signature each time
+        return response
 
     async def image(self, request: Request, model: str, file: str) -> Response:
         name, at, digits = model.partition("@")

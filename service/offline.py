@@ -21,6 +21,7 @@ from service.provenance import Rendering
 from service.rows import Rows
 from service.sampler import encoded_image
 from service.session import Session
+from service.signing import ImageSigner
 
 
 def sample_to_folder(
@@ -34,10 +35,12 @@ def sample_to_folder(
     microbatch: int = 16,
     threads: int = 1,
     marks: bool = True,
+    signer: ImageSigner | None = None,
 ) -> Iterator[int]:
     """Write one file a seed, `seed0000000042.png`, into `out`; yield how many were written so far.
 
-    `marks`: write into each image what it is and how to make it again, as the endpoint does.
+    `marks`: write into each image what it is and how to make it again, as the endpoint does. `signer`:
+    sign each file; its bytes are then never the same twice.
     Raises InvalidValue for parameters the model does not have, StartError for a folder that
     cannot be written.
     """
@@ -57,7 +60,7 @@ def sample_to_folder(
             rows = Rows.of_seeds(manifest, seeds[start : start + microbatch], class_idx, truncation_psi)
             latents = rows.drawn_latents(sampler)  # [n, z_dim] float32
             images = session.run(latents, rows.class_idx, rows.truncation_psi)  # [n, H, W, C] uint8
-            pending.append(encoders.submit(_write, artifact, rendering, rows, images, out, fmt))
+            pending.append(encoders.submit(_write, artifact, rendering, rows, images, out, fmt, signer))
             if len(pending) > 4:  # encoding must not fall behind without bound
                 written += pending.pop(0).result()
                 yield written
@@ -67,14 +70,21 @@ def sample_to_folder(
 
 
 def _write(
-    artifact: Artifact, rendering: Rendering, rows: Rows, images: np.ndarray, out: Path, fmt: Format
+    artifact: Artifact,
+    rendering: Rendering,
+    rows: Rows,
+    images: np.ndarray,
+    out: Path,
+    fmt: Format,
+    signer: ImageSigner | None,
 ) -> int:
     for row, pixels in enumerate(images):
         image = encoded_image(artifact, rendering, rows, row, pixels, fmt)
+        data = image.data if signer is None else signer.sign(image.data, fmt)
         target = out / f"{image.name}.{fmt}"
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(image.data)
+            temporary.write_bytes(data)
             temporary.rename(target)
         except OSError as error:
             temporary.unlink(missing_ok=True)

@@ -63,6 +63,7 @@ class SampleRequest(_Request):
     container: Container | None = Field(
         None, description="of more than one image: zip (default), tar or json, with a manifest"
     )
+    sign: bool = Field(False, description="sign each file with the operator's certificate (C2PA)")
     timeout_ms: int | None = Field(None, ge=1, description="deadline from acceptance, in milliseconds")
 
     @model_validator(mode="after")
@@ -79,6 +80,8 @@ class SampleRequest(_Request):
             )
         if self.format == "npy" and self.container is not None:
             raise ValueError(f"container must be left out where format is npy, got {show(self.container)}")
+        if self.format == "npy" and self.sign:
+            raise ValueError("sign must be left out where format is npy, got True")
         return self
 
     @property

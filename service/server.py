@@ -60,6 +60,8 @@ def serve(settings: Settings) -> int:
     artifacts = _resolve(settings)
     _check_port(settings)
     server = GanServer(settings, artifacts)
+    if server.serving.signer is not None:
+        server.serving.signer.check()
     # LitServe drains on KeyboardInterrupt; on SIGTERM it would end alone and leave its children.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -36,6 +36,7 @@ from service.metrics import Metrics
 from service.rows import Rows
 from service.sampler import ModelSampler
 from service.settings import Settings
+from service.signing import ImageSigner
 from service.ticket import Ticket
 
 _POLL_S = 0.02
@@ -52,6 +53,7 @@ class Serving:
         self._on_ready = on_ready
         self.settings = settings
         self.keys = Keys(settings)
+        self.signer = ImageSigner(settings.sign_files) if settings.sign_files is not None else None
         self.metrics = Metrics()
         self._encoders = ThreadPoolExecutor(settings.encode_pool_threads, thread_name_prefix="encode")
         self._samplers = {

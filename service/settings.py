@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -26,6 +27,18 @@ from service.errors import StartError
 ENV_PREFIX: Final = "GANSERVE_"
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+", re.ASCII)
 Accelerator = Literal["cpu", "cuda"]
+SignAlgorithm = Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"]
+
+
+@dataclass(frozen=True)
+class SignFiles:
+    """The operator's certificate."""
+
+    cert_file: Path
+    """PEM: the signing certificate, then those that issued it."""
+    key_file: Path
+    """PEM, PKCS #8: the first certificate's private key."""
+    algorithm: SignAlgorithm
 
 
 class Settings(BaseSettings):
@@ -119,6 +132,13 @@ class Settings(BaseSettings):
         None, description="keys that may also reload models, comma separated; no flag"
     )
     admin_keys_file: Path | None = Field(None, description="file of admin keys, as api_keys_file")
+    sign_cert_file: Path | None = Field(
+        None, description="PEM file of the C2PA signing certificate and its issuers; needs the extra c2pa"
+    )
+    sign_key_file: Path | None = Field(None, description="PEM file of that certificate's private key")
+    sign_algorithm: SignAlgorithm = Field(
+        "es256", description="of that key: es256, es384, es512, ps256, ps384, ps512 or ed25519"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="what is logged to stderr"
     )
@@ -146,6 +166,21 @@ class Settings(BaseSettings):
                 f"timeout_ms must be at most max_timeout_ms ({self.max_timeout_ms}), got {self.timeout_ms}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Settings:
+        if self.sign_cert_file is not None and self.sign_key_file is None:
+            raise ValueError(f"sign_key_file must be given with sign_cert_file ({self.sign_cert_file})")
+        if self.sign_key_file is not None and self.sign_cert_file is None:
+            raise ValueError(f"sign_cert_file must be given with sign_key_file ({self.sign_key_file})")
+        return self
+
+    @property
+    def sign_files(self) -> SignFiles | None:
+        """What images are signed with on request, if with anything."""
+        if self.sign_cert_file is None or self.sign_key_file is None:
+            return None
+        return SignFiles(self.sign_cert_file, self.sign_key_file, self.sign_algorithm)
 
     @property
     def model_addresses(self) -> list[str]:

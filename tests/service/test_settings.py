@@ -23,6 +23,8 @@ def test_every_setting_is_a_flag() -> None:
         "workers": "3", "threads": "2", "max_microbatch": "8", "max_microbatch_ms": "5", "max_rows": "7",
         "max_queued_rows": "70", "max_body_bytes": "2048", "timeout_ms": "10", "max_timeout_ms": "20",
         "encode_threads": "4", "drain_s": "1", "drain_delay_s": "2", "log_level": "debug",
+            "sign_cert_file": "/srv/chain.pem", "sign_key_file": "/srv/key.pem",
+            "sign_algorithm": "ed25519",
         "max_pixel_bytes": "4096", "max_header_bytes": "8192", "header_timeout_s": "3",
         "worker_timeout_s": "3", "load_timeout_s": "60",
         "cors_origins": "https://a.example", "api_keys_file": "/run/keys", "admin_keys_file": "/run/admin",
