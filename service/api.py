@@ -10,6 +10,7 @@ import re
 from typing import Any, Final
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
@@ -30,7 +31,18 @@ from service.errors import InvalidField, StaleDigest, Unavailable
 from service.http_log import facts_of
 from service.http_request import accepted, deadline, matches, read_body
 from service.http_routes import PlainRoute
-from service.openapi import IMAGE_DOC, SAMPLES_DOC, WALK_DOC, doc
+from service.openapi import (
+    IMAGE_DOC,
+    LIST_DOC,
+    LIVE_DOC,
+    METRICS_DOC,
+    MODEL_DOC,
+    READY_DOC,
+    SAMPLES_DOC,
+    STARTED_DOC,
+    WALK_DOC,
+    add_document,
+)
 from service.pages import add_pages
 from service.provenance import DIGEST_DIGITS, ImageAddress
 from service.rows import Rows
@@ -67,21 +79,17 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
     routes = _Routes(serving)
     image = "/v1/models/{model}/{file}"
     app.add_api_route("/v1/samples", routes.create_samples, methods=["POST"], **SAMPLES_DOC)
-    app.add_api_route(
-        "/v1/models", routes.list_models, methods=["GET"], **doc("The models served, the default first")
-    )
-    app.add_api_route(
-        "/v1/models/{model}", routes.describe_model, methods=["GET"], **doc("One model's facts", 404, 422)
-    )
+    app.add_api_route("/v1/models", routes.list_models, methods=["GET"], **LIST_DOC)
+    app.add_api_route("/v1/models/{model}", routes.describe_model, methods=["GET"], **MODEL_DOC)
     app.add_api_route("/v1/models/{model}/walk", routes.walk, methods=["GET"], **WALK_DOC)
-    app.add_api_route(image, routes.image, methods=["GET"], **IMAGE_DOC)
-    app.add_api_route(image, routes.image, methods=["HEAD"], include_in_schema=False)
-    app.add_api_route("/livez", routes.live, methods=["GET"], **doc("The process answers"))
-    app.add_api_route("/readyz", routes.ready, methods=["GET"], **doc("May get traffic", 503))
-    app.add_api_route("/startupz", routes.started, methods=["GET"], **doc("Was ready once", 503))
-    app.add_api_route("/metrics", routes.metrics, methods=["GET"], **doc("Prometheus metrics"))
+    app.add_api_route(image, routes.image, methods=["GET", "HEAD"], **IMAGE_DOC)
+    app.add_api_route("/livez", routes.live, methods=["GET"], **LIVE_DOC)
+    app.add_api_route("/readyz", routes.ready, methods=["GET"], **READY_DOC)
+    app.add_api_route("/startupz", routes.started, methods=["GET"], **STARTED_DOC)
+    app.add_api_route("/metrics", routes.metrics, methods=["GET"], **METRICS_DOC)
     add_v2_routes(app, serving)
     add_pages(app)
+    add_document(app, serving)
 
 
 class _Routes:
@@ -128,6 +136,8 @@ class _Routes:
         return response
 
     async def image(self, request: Request, model: str, file: str) -> Response:
+        if file == "walk":  # HEAD of what the walk's route has no HEAD for
+            raise HTTPException(405, headers={"Allow": "GET"})
         name, at, digits = model.partition("@")
         sampler = self._serving.sampler(name)
         facts_of(request).update(model=sampler.name, rows=1)

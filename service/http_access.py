@@ -59,7 +59,7 @@ class RequireKey:
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_open(scope["path"]):
+        if scope["type"] == "http" and not is_open(scope["path"]):
             self._keys.require_known(_key_of(HTTPConnection(scope)))
         await self._app(scope, receive, send)
 
@@ -69,7 +69,8 @@ def require_admin(request: HTTPConnection, keys: Keys) -> None:
     keys.require_admin(_key_of(request))
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
+    """A request of `path` needs no key."""
     return path in OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
 

@@ -6,11 +6,11 @@ on the model (sizes, classes, truncation) is `service.rows`' and `models.samplin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
+from starlette.datastructures import QueryParams
 
 from models.errors import show
 from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
@@ -117,8 +117,8 @@ class WalkQuery(_Query):
 
     model_config = ConfigDict(validate_by_alias=True)
 
-    start: Seed = Field(alias="from", description="seed of the first frame")
-    end: Seed = Field(alias="to", description="seed of the last frame")
+    start: Seed = Field(alias="from", description="seed of the first frame", examples=[1])
+    end: Seed = Field(alias="to", description="seed of the last frame", examples=[11])
     frames: int = Field(32, ge=2, le=MAX_WALK_FRAMES)
     frame_ms: int = Field(60, ge=10, le=10_000, description="milliseconds a frame")
     class_idx: int | None = Field(
@@ -143,8 +143,13 @@ class ErrorBody(BaseModel):
     request_id: str
 
 
-def parse_query(model: type[_QueryT], values: Mapping[str, str]) -> _QueryT:
+def parse_query(model: type[_QueryT], values: QueryParams) -> _QueryT:
     """Read query parameters as `model`. Raises InvalidField naming field, rule and value."""
+    for name in values:
+        if len(given := values.getlist(name)) > 1:
+            raise InvalidField(
+                f"{show(name)[1:-1]} must be given once, got {' and '.join(map(show, given[:2]))}"
+            )
     return checked(model, dict(values))
 
 

@@ -83,6 +83,19 @@ def test_images_behind_a_key_are_for_no_shared_cache(keyed: Server) -> None:
     assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
 
 
+def test_the_document_says_where_a_key_is_needed(keyed: Server, shared_server: Server) -> None:
+    with_keys = httpx.get(f"{keyed.url}/openapi.json").json()
+    without = httpx.get(f"{shared_server.url}/openapi.json").json()
+    asking, probe = with_keys["paths"]["/v1/samples"]["post"], with_keys["paths"]["/livez"]["get"]
+
+    assert asking["security"] == [{"bearer": []}, {"header": []}]
+    assert set(with_keys["components"]["securitySchemes"]) == {"bearer", "header"}
+    assert "WWW-Authenticate" in asking["responses"]["401"]["headers"]
+    assert "security" not in probe
+    assert "401" not in probe["responses"]
+    assert "401" not in without["paths"]["/v1/samples"]["post"]["responses"]
+
+
 def test_a_key_that_is_added_opens_and_one_that_is_removed_closes_without_a_restart(
     serve: Serve, tmp_path: Path
 ) -> None:
