@@ -79,15 +79,18 @@ def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def _constants(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> dict[str, bool]:
-    """Scalar constants of the graph by name, as truth values: what can switch a node to training."""
+    """Scalar truths of the graph by name: what can switch a node to training."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in nodes:
         if node.op_type == "Constant":
             for attribute in node.attribute:
                 if attribute.name == "value":
                     tensors[node.output[0]] = attribute.t
-    arrays = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in tensors.items() if not tensor.dims}
-    return {name: bool(array) for name, array in arrays.items()}
+    return {
+        name: bool(onnx.numpy_helper.to_array(tensor))
+        for name, tensor in tensors.items()
+        if tensor.data_type == onnx.TensorProto.BOOL and not tensor.dims
+    }
 
 
 def _check_not_random(node: onnx.NodeProto) -> None:

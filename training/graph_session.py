@@ -35,7 +35,9 @@ def open_session(graph: Path | bytes, name: str, *, fuse: bool = True) -> Any:
     options.inter_op_num_threads = 1
     source = graph if isinstance(graph, bytes) else str(graph)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's errors share no base class of their own
         raise DamagedArtifact(f"{name} cannot be loaded by ONNX Runtime: {error}") from None
 

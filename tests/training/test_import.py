@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from torch import Tensor, nn
 from toy_foreign import CHANNELS, CLASSES, HEIGHT, WIDTH, Z_DIM, Foreign
 
@@ -90,6 +94,8 @@ def test_an_imported_generator_is_an_artifact_with_its_proof_and_its_card(tmp_pa
         Foreign(classes="column", batch=1),
         Foreign(psi="vector"),
         Foreign(psi="column", classes="int32", batch=2),
+        Foreign(opset=7),
+        Foreign(opset=8, batch=1, psi="column"),
         Foreign(opset=9),
         Foreign(opset=10, classes="int64", psi="vector", batch=1),
         Foreign(opset=13),
@@ -207,6 +213,56 @@ def test_names_that_serving_uses_may_mean_something_else_in_the_file(tmp_path: P
     artifact = bring(model, tmp_path, latents_input="truncation_psi", truncation_input="latents")
 
     assert_serves(artifact, Foreign(psi="vector"))
+
+
+def test_a_branch_inside_the_graph_keeps_what_it_reads_from_outside(tmp_path: Path) -> None:
+    def branch(operator: str) -> onnx.GraphProto:
+        node = helper.make_node(operator, ["x", "half"], ["chosen"])
+        output = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, None)
+        return helper.make_graph([node], operator, [], [output])
+
+    choose = helper.make_node("If", ["always"], ["y"], then_branch=branch("Mul"), else_branch=branch("Div"))
+    model = Foreign().model(choose)
+    for name, value in (("always", np.array(True)), ("half", np.float32(0.5)), ("unused", np.float32(1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    model.graph.output[0].name = "y"
+
+    artifact = bring(model, tmp_path)
+
+    z = rows_of(artifact)[0]
+    halved = (Foreign().pixels(z).astype(float) / 127.5 - 1) / 2
+    assert np.abs(pixels_of(artifact) - (halved + 1) * 127.5).max() <= 1
+    assert "unused" not in str(onnx.load(artifact.file(GRAPH_FILE)))
+
+
+def test_functions_of_the_files_own_are_written_out(tmp_path: Path) -> None:
+    model = Foreign().model(helper.make_node("Halve", ["x"], ["y"], domain="mine"))
+    half = helper.make_node("Constant", [], ["half"], value_float=0.5)
+    mul = helper.make_node("Mul", ["a", "half"], ["b"], name="in_function")
+    opsets = [helper.make_opsetid("", 18)]
+    model.functions.append(helper.make_function("mine", "Halve", ["a"], ["b"], [half, mul], opsets))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.graph.output[0].name = "y"
+
+    artifact = bring(model, tmp_path)
+
+    assert len(onnx.load(artifact.file(GRAPH_FILE)).functions) == 0
+    assert pixels_of(artifact).std() < 0.6 * Foreign().pixels(rows_of(artifact)[0]).std()
+
+
+def test_large_images_are_checked_and_shown_a_few_at_a_time(tmp_path: Path) -> None:
+    sizes = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="nearest")
+    model = Foreign(batch=1).model(sizes)
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.array([1, CHANNELS, 520, 600], np.int64), "sizes")
+    )
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 520, 600]))
+
+    artifact = bring(model, tmp_path)
+
+    assert artifact.manifest.export["checked_batch_sizes"] == [1, 2, 3]
+    with Image.open(artifact.file("preview.png")) as preview:
+        assert preview.size == (1200, 1040)
 
 
 def test_weights_listed_among_the_inputs_are_no_inputs(tmp_path: Path) -> None:
@@ -556,6 +612,21 @@ def test_a_file_that_is_no_onnx_is_refused_with_the_way_to_one(content: bytes, t
     path.write_bytes(content)
 
     with pytest.raises(GraphRefused, match=r"g\.pt is no ONNX file.*must be exported first"):
+        import_graph(path, Store(tmp_path / "store"), name="toy")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=st.dictionaries(st.integers(1, 1_500), st.integers(0, 255), min_size=1, max_size=6))
+def test_a_damaged_file_is_imported_or_refused_with_a_sentence(
+    damage: dict[int, int], tmp_path: Path
+) -> None:
+    content = bytearray(Foreign(batch=1, classes="int64").model().SerializeToString())
+    for place, byte in damage.items():  # nodes stand at the beginning, inputs and outputs at the end
+        content[place if place <= 1_000 else 1_000 - place] = byte
+    path = tmp_path / "g.onnx"
+    path.write_bytes(content)
+
+    with contextlib.suppress(GraphRefused, InvalidValue):
         import_graph(path, Store(tmp_path / "store"), name="toy")
 
 

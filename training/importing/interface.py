@@ -99,7 +99,8 @@ class Port:
     def text(self) -> str:
         """Name, type and sizes, such as "z (float Nx64)"."""
         sizes = "x".join("N" if one is None else str(one) for one in self.dims or ())
-        elem_type = TensorProto.DataType.Name(self.elem_type).lower()
+        known = self.elem_type in TensorProto.DataType.values()
+        elem_type = TensorProto.DataType.Name(self.elem_type).lower() if known else "of an unknown type"
         return f"{self.name} ({elem_type} {sizes or 'without a shape'})"
 
 
@@ -255,10 +256,11 @@ def _embedding_rows(model: onnx.ModelProto, name: str) -> int | None:
     sizes = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
     classes = {name}
     for node in model.graph.node:
-        if node.op_type in _UNCHANGED and node.input[0] in classes:
+        table, index = (*node.input, "", "")[:2]
+        if node.op_type in _UNCHANGED and table in classes:
             classes.update(node.output)
-        if node.op_type == "Gather" and node.input[1] in classes and node.input[0] in sizes:
-            return int(sizes[node.input[0]])
+        if node.op_type == "Gather" and index in classes and table in sizes:
+            return int(sizes[table])
     return None
 
 

@@ -60,11 +60,13 @@ def read_foreign(path: Path) -> ForeignFile:
         model = onnx.load_model_from_string(path.read_bytes())
     except DecodeError:
         raise GraphRefused(f"{path.name} is no ONNX file: {_NOT_ONNX}") from None
-    if not model.graph.node or not model.opset_import:  # an empty file is an empty message
+    standard = any(opset.domain in ("", "ai.onnx") for opset in model.opset_import)
+    if not model.graph.node or not model.graph.output or not standard:  # an empty file is an empty message
         raise GraphRefused(f"{path.name} is no ONNX file, or one without a graph: {_NOT_ONNX}")
     _check_domains(model)
     external_data = _take_in_external_data(model, path)
-    model = onnx.inliner.inline_local_functions(model)
+    if model.functions:
+        model = _without_functions(model)
     _drop_weights_from_inputs(model)
     return ForeignFile(model=model, name=path.name, sha256=sha256_of(path), external_data=external_data)
 
@@ -95,7 +97,7 @@ def too_large(what: str, size: int) -> str:
 
 def plain_text(text: str) -> str:
     """What a file says of itself, as it may stand in a manifest and a card: one line, no markup."""
-    return re.sub(r"[^\w .,+()-]", "_", text)[:80]
+    return re.sub(r"[^\w .,+()-]", "_", f"{text}")[:80]  # protobuf gives bytes for what is no UTF-8
 
 
 def _check_domains(model: onnx.ModelProto) -> None:
@@ -111,7 +113,7 @@ def _check_domains(model: onnx.ModelProto) -> None:
 
 def _take_in_external_data(model: onnx.ModelProto, path: Path) -> dict[str, str]:
     """Load every tensor that lies in another file of the same folder; return those files' sha256."""
-    folder = path.resolve().parent
+    folder = path.parent.resolve()
     tensors = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
     files = {tensor.name: _external_file(tensor, folder) for tensor in tensors}
     total = path.stat().st_size + sum(file.stat().st_size for file in set(files.values()))
@@ -143,6 +145,16 @@ def _external_file(tensor: TensorProto, folder: Path) -> Path:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
     return (message for message in messages_of(model) if isinstance(message, TensorProto))
+
+
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # the inliner's errors share no base class
+        raise GraphRefused(
+            f"the graph's own functions cannot be written out: {plain_text(str(error))}. Export it without "
+            "functions, for example with export_modules_as_functions=False"
+        ) from None
 
 
 def _drop_weights_from_inputs(model: onnx.ModelProto) -> None:
