@@ -38,9 +38,10 @@ EXIT_DIFFERS: Final = 1
 EXIT_UNKNOWN: Final = 3
 """Nothing differs, but something is not ours, or cannot be told."""
 
-_SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".webp", ".zip", ".tar"}  # what is looked at in a folder
+_IMAGE_SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".webp"}
+_SUFFIXES: Final = _IMAGE_SUFFIXES | {".zip", ".tar"}  # what is looked at in a folder
 _MAX_FILE_BYTES: Final = 256 * 2**20  # the largest image a model may make is 192 MiB of pixels
-_MAX_EXPANSION: Final = 100  # what a zip holds may be so many times its size
+_MAX_EXPANSION: Final = 100  # what an archive holds may be so many times its size
 _MICROBATCH: Final = 16
 _MAX_PENDING_BYTES: Final = 64 * 2**20  # of files read ahead of a device run
 _MAX_SESSIONS: Final = 4
@@ -123,7 +124,7 @@ def _files(paths: Iterable[Path]) -> Iterator[_File | Finding]:
         for folder, folders, names in os.walk(path, onerror=troubles.append):
             folders.sort()
             for name in sorted(names):
-                if Path(name).suffix.lower() in _SUFFIXES:
+                if _suffix(name) in _SUFFIXES:
                     yield from _read(Path(folder, name))
         for trouble in troubles:
             yield Finding(str(trouble.filename), "cannot tell", str(trouble.strerror))
@@ -138,9 +139,9 @@ def _read(path: Path) -> Iterator[_File | Finding]:
             head = file.read(512)
             file.seek(0)
             if head.startswith(b"PK\x03\x04"):
-                yield from _read_zip(str(path), file)
+                yield from _read_archive(str(path), file, _zip_members(file))
             elif head[257:262] == b"ustar":
-                yield from _read_tar(str(path), file)
+                yield from _read_archive(str(path), file, _tar_members(file))
             else:
                 yield _bounded(str(path), file)
     except OSError as error:
@@ -154,31 +155,42 @@ def _bounded(name: str, file: IO[bytes], max_bytes: int = _MAX_FILE_BYTES) -> _F
     return _File(name, data)
 
 
-def _read_zip(name: str, file: IO[bytes]) -> Iterator[_File | Finding]:
+def _read_archive(
+    name: str, file: IO[bytes], members: Iterator[tuple[str, IO[bytes]]]
+) -> Iterator[_File | Finding]:
+    """Every image in an archive, as long as they are together no more than _MAX_EXPANSION times its size."""
     left = _MAX_EXPANSION * os.fstat(file.fileno()).st_size
     try:
-        with zipfile.ZipFile(file) as archive:
-            for entry in archive.infolist():
-                if Path(entry.filename).suffix.lower() in _SUFFIXES:
-                    with archive.open(entry) as member:
-                        found = _bounded(f"{name}/{entry.filename}", member, min(left, _MAX_FILE_BYTES))
-                    yield found
-                    if isinstance(found, Finding):
-                        return
-                    left -= len(found.data)
-    except Exception as error:  # zipfile and zlib raise a dozen unrelated classes on bytes that lie
+        for member_name, member in members:
+            with member:
+                found = _bounded(f"{name}/{member_name}", member, min(left, _MAX_FILE_BYTES))
+            left -= len(found.data) if isinstance(found, _File) else _MAX_FILE_BYTES
+            if left < 0:
+                why = f"it holds more than {_MAX_EXPANSION} times its size, and the rest was not read"
+                yield Finding(name, "cannot tell", why)
+                return
+            yield found
+    except Exception as error:  # zipfile, tarfile and zlib raise a dozen unrelated classes on bytes that lie
         yield Finding(name, "cannot tell", f"the archive cannot be read: {_short(error)}")
 
 
-def _read_tar(name: str, file: IO[bytes]) -> Iterator[_File | Finding]:
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:  # never decompressed
-            for entry in archive:
-                member = archive.extractfile(entry) if entry.isreg() else None
-                if member is not None and Path(entry.name).suffix.lower() in _SUFFIXES:
-                    yield _bounded(f"{name}/{entry.name}", member)
-    except Exception as error:  # as above
-        yield Finding(name, "cannot tell", f"the archive cannot be read: {_short(error)}")
+def _zip_members(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if _suffix(entry.filename) in _IMAGE_SUFFIXES:
+                yield entry.filename, archive.open(entry)
+
+
+def _tar_members(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+    with tarfile.open(fileobj=file, mode="r:") as archive:  # never decompressed
+        for entry in archive:
+            member = archive.extractfile(entry) if entry.isreg() else None
+            if member is not None and _suffix(entry.name) in _IMAGE_SUFFIXES:
+                yield entry.name, member
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 # -- judging --------------------------------------------------------------------------------------

@@ -309,11 +309,16 @@ def test_headers_that_ask_for_memory_get_none(
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "wide.png").write_bytes(data)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "wide.png", "wide.png")
         archive.writestr("zeros.png", bytes(20 * 2**20))
+        archive.write(tmp_path / "wide.png", "after.png")
 
     assert "its pixels cannot be decoded: " in verify(tmp_path / "huge.png")[1][0]
     assert "its size is 13×12, the model makes 12×12" in verify(tmp_path / "wide.png")[1][0]
-    assert "bomb.zip/zeros.png: cannot tell (it is larger than" in verify(tmp_path / "bomb.zip")[1][0]
+    _, (wide, bomb, summary) = verify(tmp_path / "bomb.zip")
+    assert "bomb.zip/wide.png: differs (its size is 13×12" in wide
+    assert "bomb.zip: cannot tell (it holds more than 100 times its size, and the rest was not read)" in bomb
+    assert summary == "2 images: 1 differs, 1 cannot tell"
 
 
 def test_no_change_of_bytes_is_a_traceback(verify: Verify, made: Callable[..., Path], tmp_path: Path) -> None:
