@@ -28,6 +28,7 @@ from service.encoding import (
     encode_walk,
 )
 from service.errors import InvalidField, StaleDigest, Unavailable
+from service.http_access import require_admin
 from service.http_log import facts_of
 from service.http_request import accepted, deadline, matches, read_body
 from service.http_routes import PlainRoute
@@ -38,6 +39,7 @@ from service.openapi import (
     METRICS_DOC,
     MODEL_DOC,
     READY_DOC,
+    RELOAD_DOC,
     SAMPLES_DOC,
     STARTED_DOC,
     WALK_DOC,
@@ -53,6 +55,7 @@ from service.schema import (
     WalkQuery,
     check_large_body,
     parse_query,
+    parse_reload_request,
     parse_sample_request,
 )
 from service.serving import Serving
@@ -81,6 +84,7 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
     app.add_api_route("/v1/samples", routes.create_samples, methods=["POST"], **SAMPLES_DOC)
     app.add_api_route("/v1/models", routes.list_models, methods=["GET"], **LIST_DOC)
     app.add_api_route("/v1/models/{model}", routes.describe_model, methods=["GET"], **MODEL_DOC)
+    app.add_api_route("/v1/models/{model}/reload", routes.reload, methods=["POST"], **RELOAD_DOC)
     app.add_api_route("/v1/models/{model}/walk", routes.walk, methods=["GET"], **WALK_DOC)
     app.add_api_route(image, routes.image, methods=["GET", "HEAD"], **IMAGE_DOC)
     app.add_api_route("/livez", routes.live, methods=["GET"], **LIVE_DOC)
@@ -234,6 +238,17 @@ class _Routes:
             },
             "image_url": f"/v1/models/{manifest.name}@{manifest.digest[:DIGEST_DIGITS]}/{{seed}}.png",
         }
+
+    async def reload(self, request: Request, model: str) -> Response:
+        require_admin(request, self._serving.keys)
+        settings = self._serving.settings
+        async with deadline(settings.timeout_ms, "the body was not sent"):
+            body = await read_body(request, settings.max_body_bytes)
+        wanted = parse_reload_request(body)
+        name = self._serving.sampler(model).name
+        facts_of(request).update(model=name)
+        changed = await self._serving.reload(name, wanted.version)
+        return JSONResponse({"changed": changed, **self._describe(self._serving.sampler(name))})
 
     # -- probes -----------------------------------------------------------------------------------
 

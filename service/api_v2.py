@@ -88,6 +88,7 @@ class _Routes:
         sampler, variant = self._model(request)
         async with deadline(settings.timeout_ms, "the body was not sent"):
             body = await read_body(request, settings.max_body_bytes, _INFER_TYPES)
+        sampler, variant = self._model(request)  # another version may have come while the body did
         header_length = request.headers.get(HEADER_LENGTH)
         encoding = request.headers.get("content-encoding", "")
 
@@ -143,15 +144,15 @@ class _Routes:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        if self._serving.ready:
-            return JSONResponse({"ready": True})
-        raise Unavailable("the server is draining" if self._serving.draining else "a model is loading")
+        if (trouble := self._serving.trouble) is not None:
+            raise Unavailable(trouble)
+        return JSONResponse({"ready": True})
 
     async def model_ready(self, request: Request) -> Response:
         sampler, variant = self._model(request)
-        if sampler.dispatcher.ready:
-            return JSONResponse({"name": variant.name, "ready": True})
-        raise Unavailable(f"model {sampler.name} has no worker that is ready")
+        if (trouble := sampler.dispatcher.trouble) is not None:
+            raise Unavailable(trouble)
+        return JSONResponse({"name": variant.name, "ready": True})
 
     # -- the repository ---------------------------------------------------------------------------
 
@@ -162,7 +163,8 @@ class _Routes:
             raise InvalidField(f"ready must be true or false, got {show(only_ready)}")
         models: list[dict[str, str]] = []
         for one in self._serving.samplers:
-            state, reason = ("READY", "") if one.dispatcher.ready else ("UNAVAILABLE", "loading")
+            trouble = one.dispatcher.trouble
+            state, reason = ("READY", "") if trouble is None else ("UNAVAILABLE", trouble)
             models += [_entry(each.name, each.version, state, reason) for each in self._variants(one)]
         if only_ready:
             return JSONResponse([one for one in models if one["state"] == "READY"])
@@ -181,7 +183,7 @@ class _Routes:
                 "parameters must be left out: a model's files and configuration come from the store, "
                 f"got {show(fields['parameters'])}"
             )
-        await self._load_newest(sampler)
+        await self._serving.reload(sampler.name, None)
         return JSONResponse({})
 
     async def unload(self, request: Request) -> Response:
@@ -192,22 +194,6 @@ class _Routes:
             f"unload must not name {sampler.name}: it is served until the server ends; "
             "leave it out of --model"
         )
-
-    async def _load_newest(self, sampler: ModelSampler) -> None:
-        """What a load of a served model comes to: its newest version is served when this returns.
-
-        The one place where a reload belongs. Until the server can do it, a load that needs one is refused.
-        """
-        manifest = sampler.artifact.manifest
-        store = Store(self._serving.settings.store)
-        newest = max(await asyncio.to_thread(store.versions, manifest.name), default=manifest.version)
-        if newest > manifest.version:
-            raise InvalidField(
-                f"load must not name {manifest.name}: version {manifest.version} is served, and version "
-                f"{newest} only after a restart"
-            )
-        if not sampler.dispatcher.ready:
-            raise Unavailable(f"model {manifest.name} is loading")
 
     # -- requests ---------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ _MAX_REPLAYS: Final = 2
 _MAX_DEATHS: Final = 5  # without a finished microbatch between them: the workers crash in a loop
 _CALM_S: Final = 10.0  # a worker that was ready for so long shows that the loop has ended
 _SLOW_FACTOR: Final = 20.0  # times its measured cost, beside worker_timeout_s, a microbatch may take
-_LINGER_S: Final = 1.0  # a replaced version stays so long at least: a request may be about to be submitted
+_LINGER_S: Final = 5.0  # a replaced version stays so long at least: a request may be about to be submitted
 _MAX_GOLDEN_DIFFERENCE: Final = 2  # of a new version, in grey levels: what another device's rounding makes
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,11 @@ class Dispatcher:
         self._watcher: asyncio.TimerHandle | None = None
         metrics.start_at_zero(self.name)
         metrics.states[self.name] = lambda: ModelState(self.queued_rows, self.workers_up)
+
+    @property
+    def was_ready(self) -> bool:
+        """A worker was ready once."""
+        return self.line.device is not None
 
     @property
     def workers_up(self) -> int:
@@ -419,7 +424,8 @@ class Dispatcher:
         finally:
             self._reload = None
         self._publish(0)
-        self.line, self.line.replaced = line, time.monotonic()
+        self.line.replaced = time.monotonic()
+        self.line = line
         self._publish(1)
 
     def _drop(self, line: Line) -> None:

@@ -66,6 +66,7 @@ class Metrics:
         self.cancelled = counter("cancelled_total", "Requests that ended before their images.", "stage")
         self.not_modified = counter("not_modified_total", "Answers 304, without device work.")
         self.worker_restarts = counter("worker_restarts_total", "Workers that ended unasked.", "model")
+        self.reloads = counter("reloads_total", "Reloads of a model: done or refused.", "model", "outcome")
         self.worker_timeouts = counter(
             "worker_timeouts_total", "Workers killed because they hung; they count as ended, too.", "model"
         )

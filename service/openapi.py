@@ -18,7 +18,7 @@ from starlette.responses import Response
 from service.encoding import MEDIA_TYPES
 from service.http_access import is_open
 from service.protocol_v2 import HEADER_LENGTH, InferBody
-from service.schema import ErrorBody, ImageQuery, SampleRequest, WalkQuery
+from service.schema import ErrorBody, ImageQuery, ReloadRequest, SampleRequest, WalkQuery
 from service.serving import Serving
 
 _WHEN: Final = {
@@ -30,7 +30,7 @@ _WHEN: Final = {
     403: "the API key is no admin key, or none is set",
     404: "no such model or version is served",
     406: "`Accept` cannot be met",
-    409: "the digest in the address is not served",
+    409: "the digest in the address is not served; a version to be loaded is refused",
     413: "more rows, pixels or bytes than a limit; the sentence names it",
     415: "the request's content type is not known",
     422: "a field is invalid or unknown; the sentence names field, rule and value",
@@ -248,6 +248,17 @@ WALK_DOC: Final = {
     "openapi_extra": {"parameters": _query_parameters(WalkQuery)},
 }
 
+RELOAD_DOC: Final = {
+    **doc(
+        "Serve the version that the model follows, or the one named; needs an admin key",
+        *(400, 401, 403, 404, 409, 413, 415, 422, 503, 504),
+        answers=_json(_object(changed=_FLAG, **_MODEL["properties"])),
+    ),
+    "openapi_extra": {
+        "requestBody": {"required": False, "content": _json(ReloadRequest.model_json_schema())}
+    },
+}
+
 
 # -- the Open Inference Protocol ------------------------------------------------------------------
 
@@ -379,7 +390,7 @@ V2: Final[dict[str, dict[str, Any]]] = {
     "load": {
         **doc(
             "Have a served model's newest version served; needs an admin key",
-            *(400, 401, 403, 404, 413, 422, 503, 504),
+            *(400, 401, 403, 404, 409, 413, 422, 503, 504),
             answers=_json({"type": "object"}),
         ),
         "openapi_extra": _fields(parameters={"type": "object"}),

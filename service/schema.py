@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from starlette.datastructures import QueryParams
 
 from models.errors import show
+from models.manifest import MAX_VERSION
 from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
 from service.containers import Container
 from service.encoding import Format
@@ -99,6 +100,16 @@ class SampleRequest(_Request):
         return list(range(self.seed, self.seed + (self.n or 1)))
 
 
+class ReloadRequest(_Request):
+    """Body of `POST /v1/models/{name}/reload`; it may be left out."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}, {"version": 2}]})
+
+    version: Annotated[int, Field(ge=1, le=MAX_VERSION)] | None = Field(
+        None, description="serve this one and stay with it; default: what the server follows by its settings"
+    )
+
+
 class _Query(_Request):
     """Query parameters arrive as text, so they are read leniently."""
 
@@ -179,12 +190,7 @@ def parse_sample_request(body: bytes, max_rows: int) -> SampleRequest:
     longer than `max_rows`. What would take long to refuse (long lists, many unknown fields) is
     refused before it is looked into: this runs in the event loop.
     """
-    try:
-        values = from_json(body)
-    except ValueError as error:
-        raise MalformedBody(f"the body must be JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InvalidField(f"the body must be a JSON object, got {show(values)}")
+    values = _json_object(body)
     if unknown := [name for name in values if name not in SampleRequest.model_fields]:
         told = [f"{name} is not a field of this request, got {show(values[name])}" for name in unknown[:3]]
         raise InvalidField("; ".join(told))
@@ -192,6 +198,21 @@ def parse_sample_request(body: bytes, max_rows: int) -> SampleRequest:
         if isinstance(values.get(name), list) and len(values[name]) > max_rows:
             raise TooLarge(f"max_rows is {max_rows} rows a request, got {len(values[name])} in {name}")
     return checked(SampleRequest, values)
+
+
+def parse_reload_request(body: bytes) -> ReloadRequest:
+    """Read a JSON body, or none. Raises MalformedBody, InvalidField."""
+    return checked(ReloadRequest, _json_object(body) if body.strip() else {})
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        values = from_json(body)
+    except ValueError as error:
+        raise MalformedBody(f"the body must be JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InvalidField(f"the body must be a JSON object, got {show(values)}")
+    return values
 
 
 def _sentences(error: ValidationError) -> str:

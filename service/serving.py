@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from starlette.types import Receive
 
-from models.store import Artifact, parse_address
+from models.store import Artifact
 from service import channel
 from service.encoding import Format, encoder_id
 from service.errors import (
@@ -26,7 +26,6 @@ from service.errors import (
     CallerLeft,
     DeadlineExceeded,
     InvalidField,
-    NotServed,
     StartError,
     TooLarge,
     Unavailable,
@@ -35,6 +34,7 @@ from service.keys import Keys
 from service.metrics import Metrics
 from service.rows import Rows
 from service.sampler import ModelSampler
+from service.served import ServedModels
 from service.settings import Settings
 from service.signing import ImageSigner
 from service.ticket import Ticket
@@ -56,40 +56,35 @@ class Serving:
         self.signer = ImageSigner(settings.sign_files) if settings.sign_files is not None else None
         self.metrics = Metrics()
         self._encoders = ThreadPoolExecutor(settings.encode_pool_threads, thread_name_prefix="encode")
-        self._samplers = {
-            artifact.manifest.name: ModelSampler(
-                artifact, settings, self._encoders, self.metrics, self._worker_ready
-            )
-            for artifact in artifacts
-        }
+        self.models = ServedModels(artifacts, settings, self._encoders, self.metrics, self._worker_ready)
         self.draining = False
         self._accepting = True
         self._in_flight: set[Ticket] = set()
         self._was_ready = False
         self._address: channel.Address | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     # -- models -----------------------------------------------------------------------------------
 
     @property
     def samplers(self) -> list[ModelSampler]:
         """One a served model, the default model first."""
-        return list(self._samplers.values())
+        return self.models.all()
+
+    def sampler(self, address: str | None) -> ModelSampler:
+        """The sampler of `name[:version]`, or of the default model. Raises NotServed, InvalidValue."""
+        return self.models.sampler(address)
+
+    async def reload(self, name: str, version: int | None) -> bool:
+        """As `ServedModels.reload`. Raises Unavailable while the model loads or the server drains."""
+        if self.draining or not self.sampler(name).dispatcher.was_ready:
+            raise Unavailable("the server is draining" if self.draining else f"model {name} is loading")
+        return await self.models.reload(name, version)
 
     @property
     def largest_z_dim(self) -> int:
         """The longest row of latents that a model served here takes."""
         return max(one.artifact.manifest.z_dim for one in self.samplers)
-
-    def sampler(self, address: str | None) -> ModelSampler:
-        """The sampler of `name[:version]`, or of the default model. Raises NotServed, InvalidValue."""
-        if address is None:
-            return self.samplers[0]
-        name, version = parse_address(address)
-        sampler = self._samplers.get(name)
-        if sampler is None or version not in (None, sampler.artifact.manifest.version):
-            served = ", ".join(one.artifact.address for one in self.samplers)
-            raise NotServed(f"model {address} is not served here; served: {served}")
-        return sampler
 
     # -- workers ----------------------------------------------------------------------------------
 
@@ -97,7 +92,10 @@ class Serving:
         """Take in workers as they connect."""
         self._address = address
         self._encoders.submit(encoder_id)  # before the first request needs it
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(listener.fileno(), self._accept, listener)
+        if self.settings.watch_store_s:
+            self._watch = loop.create_task(self.models.watch())
 
     def _accept(self, listener: socket.socket) -> None:
         accepted = channel.accept(listener)
@@ -117,7 +115,7 @@ class Serving:
             link.close()
             process.close()
             return
-        sampler = self._samplers[hello["model"]]
+        sampler = self.sampler(hello["model"])
         try:
             sampler.dispatcher.attach(link, process)
             return
@@ -229,6 +227,8 @@ class Serving:
 
     def close(self) -> None:
         """Let workers and encoder threads go."""
+        if self._watch is not None:
+            self._watch.cancel()
         for sampler in self.samplers:
             sampler.dispatcher.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)

@@ -106,6 +106,13 @@ class Settings(BaseSettings):
     load_timeout_s: float = Field(
         120.0, ge=1, le=3600, description="seconds that a worker may take to load a version"
     )
+    watch_store_s: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        description="look into the store every so many seconds, and serve the highest version of models "
+        "that name none; 0 (default) is never, POST /v1/models/NAME/reload does it on request",
+    )
     encode_threads: int | None = Field(
         None, ge=1, le=256, description="threads that encode images; default: as CPUs"
     )

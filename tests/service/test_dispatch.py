@@ -19,7 +19,7 @@ from models.store import Artifact, Store
 from service.batching import Priority
 from service.channel import Channel, Process
 from service.dispatch import Dispatcher
-from service.errors import CallerLeft, Overloaded, ServiceError, Unavailable, WorkerCrashed
+from service.errors import CallerLeft, Overloaded, ServiceError, Unavailable, VersionRefused, WorkerCrashed
 from service.line import Line
 from service.metrics import Metrics
 from service.rows import Rows
@@ -459,5 +459,163 @@ def test_interactive_rows_come_before_batch_rows_that_waited_longer(artifact: Ar
                 out.append(worker.take())
 
         assert made == [0, 0, 0, 0, 1, 2, 3, 11, 12, 13]
+
+    stage.run(scenario)
+
+
+def switching(stage: Stage, artifact: Artifact) -> asyncio.Task[None]:
+    """Begin to switch to `artifact`."""
+    return asyncio.create_task(stage.dispatcher.switch_to(Line(artifact, stage.settings, place)))
+
+
+def test_a_new_version_is_served_when_every_worker_has_loaded_it_and_the_old_one_finishes_its_rows(
+    artifact: Artifact,
+) -> None:
+    stage = Stage(artifact, max_rows=2)
+    new = publish_toy(stage.store, channels=1, weights_seed=1)
+
+    async def scenario() -> None:
+        workers = [await stage.worker(), await stage.worker()]
+        old_line = stage.dispatcher.line
+        early = stage.ask(*range(12))  # two microbatches a worker, two that wait
+        out = [(worker, worker.take()) for _ in range(2) for worker in workers]
+        switch = switching(stage, new)
+        await stage.settle()
+        assert workers[0].load() == "toy:2"
+        await stage.settle()
+        assert not switch.done()
+        assert workers[1].load() == "toy:2"
+        await switch
+        assert stage.dispatcher.line.artifact == new
+        stage.artifact = new
+        late = stage.ask(7, 8)
+
+        for worker, message in out:
+            worker.finish(message)
+        await stage.settle()
+        lines = set()
+        while any(one.running for one in stage.dispatcher.workers):
+            for worker, state in zip(workers, stage.dispatcher.workers, strict=True):
+                if state.running:
+                    message = worker.take()
+                    lines.add(message["line"])
+                    worker.finish(message)
+            await stage.settle()
+
+        assert await seeds_made(early) == list(range(12))
+        assert await seeds_made(late) == [7, 8]
+        assert late.images.shape == (2, 12, 12, 1)  # the new version's size
+        assert lines == {old_line.number, stage.dispatcher.line.number}
+
+    stage.run(scenario)
+
+
+def test_the_old_version_goes_when_its_rows_are_done(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.dispatch._LINGER_S", 0.1)
+    stage = Stage(artifact, worker_timeout_s=0.2)
+    new = publish_toy(stage.store, weights_seed=1)
+
+    async def scenario() -> None:
+        worker = await stage.worker()
+        number = stage.dispatcher.line.number
+        ticket = stage.ask(1)
+        held = worker.take()
+        switch = switching(stage, new)
+        await stage.settle()
+        worker.load()
+        await switch
+        await asyncio.sleep(0.15)
+        worker.finish(held)
+        await seeds_made(ticket)
+        await asyncio.sleep(0.2)
+
+        assert worker.take() == {"drop": number}
+
+    stage.run(scenario)
+
+
+@pytest.mark.parametrize("fault", ["refuses", "differs"])
+def test_a_version_that_a_worker_refuses_or_makes_otherwise_is_not_served(
+    artifact: Artifact, fault: str
+) -> None:
+    stage = Stage(artifact)
+    new = publish_toy(stage.store, weights_seed=1)
+
+    async def scenario() -> None:
+        workers = [await stage.worker(), await stage.worker()]
+        switch = switching(stage, new)
+        await stage.settle()
+        workers[0].load()
+        if fault == "refuses":
+            workers[1].refuse()
+        else:
+            workers[1].load(golden_difference=3)
+        with pytest.raises(VersionRefused, match="damaged" if fault == "refuses" else "3 grey levels"):
+            await switch
+
+        assert stage.dispatcher.line.artifact == artifact
+        for worker in workers if fault == "differs" else workers[:1]:  # who refused has nothing to drop
+            assert "drop" in worker.take()
+        stage.ask(1, 2, 3, 4)
+        assert [worker.seeds(worker.take()) for worker in workers] == [[1, 2], [3, 4]]
+
+    stage.run(scenario)
+
+
+def test_a_worker_that_dies_during_a_reload_is_replaced_and_the_reload_goes_on(artifact: Artifact) -> None:
+    stage = Stage(artifact)
+    new = publish_toy(stage.store, weights_seed=1)
+
+    async def scenario() -> None:
+        dies, stays = await stage.worker(), await stage.worker()
+        switch = switching(stage, new)
+        await stage.settle()
+        dies.die()
+        comes = stage.newcomer()
+        assert stays.load() == "toy:2"
+        assert [comes.load(), comes.load()] == ["toy:1", "toy:2"]
+        await switch
+
+        assert stage.dispatcher.workers_up == 2
+
+    stage.run(scenario)
+
+
+def test_a_version_that_kills_three_workers_is_refused(artifact: Artifact) -> None:
+    stage = Stage(artifact)
+    new = publish_toy(stage.store, weights_seed=1)
+
+    async def scenario() -> None:
+        worker = await stage.worker()
+        switch = switching(stage, new)
+        for _ in range(3):
+            await stage.settle()
+            worker.die()
+            await stage.settle()
+            worker = stage.newcomer()
+            assert worker.load() == "toy:1"
+
+        with pytest.raises(VersionRefused, match="died 3 times while loading it"):
+            await switch
+        assert stage.dispatcher.line.artifact == artifact
+
+    stage.run(scenario)
+
+
+def test_a_worker_that_starts_after_a_reload_is_told_the_new_version(artifact: Artifact) -> None:
+    stage = Stage(artifact)
+    new = publish_toy(stage.store, weights_seed=1)
+
+    async def scenario() -> None:
+        worker = await stage.worker()
+        switch = switching(stage, new)
+        await stage.settle()
+        worker.load()
+        await switch
+        comes = stage.newcomer()
+
+        assert comes.load() == "toy:2"
 
     stage.run(scenario)
