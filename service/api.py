@@ -124,7 +124,9 @@ class _Routes:
             raise InvalidField("sign must be left out: this server has no sign_cert_file, got True")
         rows = _rows_of(wanted, sampler)
         fmt = None if wanted.format == "npy" else wanted.format
-        ticket = await self._serving.make(sampler, rows, fmt, "samples", request.receive, wanted.timeout_ms)
+        ticket = await self._serving.make(
+            sampler, rows, fmt, "samples", request.receive, wanted.timeout_ms, wanted.priority
+        )
         if fmt is None:
             data = await asyncio.to_thread(encode_npy, ticket.images)
             return _answer(request, sampler, data, media_type, ticket)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.store import Artifact
+from service.batching import Priority
 from service.dispatch import Dispatcher
 from service.encoding import EncodedImage, Format, encode_image
 from service.errors import ServiceError
@@ -60,11 +61,11 @@ class ModelSampler:
             self._rendering = Rendering(manifest, device.provider, device.runtime_version, self._marks)
         return self._rendering
 
-    def submit(self, rows: Rows, fmt: Format | None) -> Ticket:
+    def submit(self, rows: Rows, fmt: Format | None, priority: Priority = "interactive") -> Ticket:
         """Accept `rows`, to be made into `fmt` (None: pixels). Raises Overloaded, Unavailable."""
         statistics = self.dispatcher.statistics
         statistics.asked()
-        ticket = Ticket(rows, fmt, self.artifact.manifest.img_shape)
+        ticket = Ticket(rows, fmt, self.artifact.manifest.img_shape, priority)
         try:
             self.dispatcher.submit(ticket, self.line)
         except ServiceError:

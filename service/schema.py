@@ -15,6 +15,7 @@ from starlette.datastructures import QueryParams
 from models.errors import show
 from models.manifest import MAX_VERSION
 from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
+from service.batching import Priority
 from service.containers import Container
 from service.encoding import Format
 from service.errors import InvalidField, MalformedBody, TooLarge
@@ -65,6 +66,9 @@ class SampleRequest(_Request):
         None, description="of more than one image: zip (default), tar or json, with a manifest"
     )
     sign: bool = Field(False, description="sign each file with the operator's certificate (C2PA)")
+    priority: Priority = Field(
+        "interactive", description="interactive requests get their rows before batch requests"
+    )
     timeout_ms: int | None = Field(None, ge=1, description="deadline from acceptance, in milliseconds")
 
     @model_validator(mode="after")

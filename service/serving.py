@@ -20,6 +20,7 @@ from starlette.types import Receive
 
 from models.store import Artifact
 from service import channel
+from service.batching import Priority
 from service.encoding import Format, encoder_id
 from service.errors import (
     EXIT_REFUSED,
@@ -173,6 +174,7 @@ class Serving:
         source: str,
         receive: Receive,
         timeout_ms: int | None = None,
+        priority: Priority = "interactive",
     ) -> Ticket:
         """Accept one request; return its ticket when every image is made, as files of `fmt` or (None) pixels.
 
@@ -186,7 +188,7 @@ class Serving:
             raise InvalidField(f"timeout_ms must be at most {self.settings.max_timeout_ms}, got {timeout_ms}")
         if not self._accepting:
             raise Unavailable("the server is draining", retry_after_s=1)
-        ticket = sampler.submit(rows, fmt)
+        ticket = sampler.submit(rows, fmt, priority)
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded(f"timeout_ms passed: the images were not made within {timeout_ms} ms")
         expiry = loop.call_later(timeout_ms / 1000, ticket.fail, late)

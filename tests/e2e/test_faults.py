@@ -108,3 +108,32 @@ def test_a_model_whose_queue_is_full_leaves_the_other_its_room(serve: Serve) -> 
 
     assert (full.status_code, free.status_code, filled.status_code) == (429, 200, 200)
     assert int(full.headers["retry-after"]) >= 1
+
+
+def test_an_interactive_request_is_answered_before_batch_requests_that_came_earlier(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "1", "--max-microbatch", "1", "--max-microbatch-ms", "1")
+    (worker,) = server.workers()
+    worker.suspend()
+    finished: list[str] = []
+
+    def ask(priority: str) -> int:
+        answer = server.http.post(
+            "/v1/samples", json={"seed": 1, "n": 300, "priority": priority, "format": "npy"}
+        )
+        finished.append(priority)
+        return answer.status_code
+
+    with ThreadPoolExecutor(4) as clients:
+        batch = [clients.submit(ask, "batch") for _ in range(3)]
+        wait_for(lambda: server.metric("ganserve_queued_rows", model="toy") > 800)
+        interactive = clients.submit(ask, "interactive")
+        wait_for(lambda: server.metric("ganserve_queued_rows", model="toy") > 1100)
+        worker.resume()
+
+    assert finished == ["interactive", "batch", "batch", "batch"]
+    assert {one.result() for one in (*batch, interactive)} == {200}
+    refused = server.http.post("/v1/samples", json={"seed": 1, "priority": "urgent"})
+    assert (refused.status_code, "priority must be 'interactive' or 'batch'" in refused.json()["error"]) == (
+        422,
+        True,
+    )
