@@ -235,6 +235,25 @@ def test_a_branch_inside_the_graph_keeps_what_it_reads_from_outside(tmp_path: Pa
     assert "unused" not in str(onnx.load(artifact.file(GRAPH_FILE)))
 
 
+def test_a_shape_that_is_computed_for_the_batch_alone_becomes_a_constant(tmp_path: Path) -> None:
+    model = Foreign().model(
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["batch"]),
+        helper.make_node("Concat", ["batch", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["x", "target"], ["y"]),
+    )
+    for name, values in (("zero", [0]), ("rest", [CHANNELS, WIDTH, HEIGHT])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3, 6, 4]))
+
+    artifact = bring(model, tmp_path)
+
+    operators = {node.op_type for node in onnx.load(artifact.file(GRAPH_FILE)).graph.node}
+    assert operators & {"Shape", "Gather", "Concat"} == set()
+    nchw = Foreign().pixels(rows_of(artifact)[0]).transpose(0, 3, 1, 2)
+    assert np.array_equal(pixels_of(artifact), nchw.reshape(-1, 3, WIDTH, HEIGHT).transpose(0, 2, 3, 1))
+
+
 def test_functions_of_the_files_own_are_written_out(tmp_path: Path) -> None:
     model = Foreign().model(helper.make_node("Halve", ["x"], ["y"], domain="mine"))
     half = helper.make_node("Constant", [], ["half"], value_float=0.5)

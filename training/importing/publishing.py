@@ -22,7 +22,7 @@ from training.card import CARD_FILE, PREVIEW_FILE, write_card
 from training.errors import GraphRefused
 from training.graph import check_nodes, opset_of, strip_trace
 from training.graph_session import ONNXRUNTIME_VERSION
-from training.importing.batch import free_batch, prune
+from training.importing.batch import fold_shapes, free_batch, prune
 from training.importing.evidence import (
     ForeignGraph,
     check_free,
@@ -77,6 +77,7 @@ def import_graph(
         check_nodes(foreign.model)
         interface = find_interface(foreign.model, output, choices)
         original, free = _free(foreign, interface, choices)
+        fold_shapes(free, interface)
 
         images, layout = nhwc(original.run(_few_rows(interface, choices)), choices)
         value_range = choices.value_range or _default_range(interface)
