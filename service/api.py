@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
@@ -128,22 +128,21 @@ class _Routes:
             sampler, rows, fmt, "samples", request.receive, wanted.timeout_ms, wanted.priority
         )
         if fmt is None:
-            data = await asyncio.to_thread(encode_npy, ticket.images)
+            data = await self._serving.finish(ticket, partial(encode_npy, ticket.images))
             return _answer(request, sampler, data, media_type, ticket)
         images = ticket.images
         if wanted.sign and signer is not None:
-            images = await asyncio.to_thread(signer.sign_all, images, fmt)
-        data = (
-            images[0].data if _is_single(wanted) else await asyncio.to_thread(_pack, images, wanted, sampler)
-        )
+            images = await self._serving.finish(ticket, partial(signer.sign_all, images, fmt))
+        if _is_single(wanted):
+            data = images[0].data
+        else:
+            data = await self._serving.finish(ticket, partial(_pack, images, wanted, sampler))
         response = _answer(request, sampler, data, media_type, ticket)
         if wanted.sign:
             response.headers["Cache-Control"] = "no-store"  # another signature each time
         return response
 
     async def image(self, request: Request, model: str, file: str) -> Response:
-        if file == "walk":  # HEAD of what the walk's route has no HEAD for
-            raise HTTPException(405, headers={"Allow": "GET"})
         name, at, digits = model.partition("@")
         sampler = self._serving.sampler(name)
         facts_of(request).update(model=sampler.name, rows=1)
@@ -199,7 +198,8 @@ class _Routes:
             query.truncation_psi,
         )
         ticket = await self._serving.make(sampler, rows, None, "walk", request.receive)
-        data = await asyncio.to_thread(encode_walk, ticket.images, query.frame_ms, _walk_mark(sampler, query))
+        mark = _walk_mark(sampler, query)
+        data = await self._serving.finish(ticket, partial(encode_walk, ticket.images, query.frame_ms, mark))
         return _answer(request, sampler, data, media_type, ticket)
 
     # -- facts ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import asyncio
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -100,10 +101,9 @@ class _Routes:
         facts_of(request).update(rows=len(wanted.rows))
         ticket = await serving.make(sampler, wanted.rows, None, "v2", request.receive, wanted.timeout_ms)
         images = ticket.images  # [N, H, W, C] uint8
-        parts, json_bytes = await _here_or_in_thread(
-            lambda: write_answer(variant, wanted.id, images, wanted.binary),
-            0 if wanted.binary else images.nbytes,
-        )
+        write = partial(write_answer, variant, wanted.id, images, wanted.binary)
+        in_loop = wanted.binary or images.nbytes <= _INLINE_BYTES
+        parts, json_bytes = write() if in_loop else await serving.finish(ticket, write)
         facts_of(request).update(ticket.timing.facts())
         headers = {"X-Model-Digest": sampler.artifact.digest, "Server-Timing": ticket.timing.header()}
         if json_bytes is None:

@@ -121,6 +121,9 @@ class Dispatcher:
         self._replays: deque[Microbatch] = deque()
         self._next_run = 0
         self._deaths = 0  # since a microbatch was finished
+        # Each encoder has a microbatch in hand and one that waits: more would only take memory.
+        self._max_rows_to_encode = 2 * settings.encode_pool_threads * settings.max_microbatch
+        self._rows_to_encode = 0
         self._watch_s = min(1.0, settings.worker_timeout_s / 4)
         self._watched = 0.0
         self._watcher: asyncio.TimerHandle | None = None
@@ -190,6 +193,20 @@ class Dispatcher:
         """Drop the rows of a request that ended, as far as no worker has them yet."""
         for line in self._lines:
             line.queue.discard(ticket)
+
+    def to_encode(self, rows: int) -> None:
+        """Take in that so many more rows wait to be encoded, or (negative) fewer.
+
+        While too many do, none is handed out to workers: the queue fills, and it is bounded.
+        """
+        held = self._encoders_are_full
+        self._rows_to_encode += rows
+        if held and not self._encoders_are_full:
+            self._pump()
+
+    @property
+    def _encoders_are_full(self) -> bool:
+        return self._rows_to_encode >= self._max_rows_to_encode
 
     def _seconds_of(self, rows: int) -> int:
         """How long `rows` rows take all workers, by what rows were measured to cost; at least 1."""
@@ -462,7 +479,7 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Hand out microbatches while a worker can take one."""
-        while (choice := self._next_replay() or self._next_fresh()) is not None:
+        while not self._encoders_are_full and (choice := self._next_replay() or self._next_fresh()):
             worker, batch = choice
             live = [segment for segment in batch.segments if not segment.request.ended]
             if live:

@@ -29,7 +29,7 @@ class PlainRoute(APIRoute):
         self.app = self._answer
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """The first route whose path fits is the one: a wrong method is its 405, no later route's business."""
+        """The first route whose path fits is the one: a wrong method is its 405, not the next one's."""
         match, child_scope = super().matches(scope)
         return (Match.NONE if match is Match.NONE else Match.FULL), child_scope
 

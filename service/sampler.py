@@ -93,6 +93,7 @@ class ModelSampler:
             else:
                 to_encode.append(portion)
         if to_encode:
+            self.dispatcher.to_encode(sum(len(portion.images) for portion in to_encode))
             self._encoders.submit(self._encode, to_encode, asyncio.get_running_loop())
 
     def _encode(self, portions: list[Portion], loop: asyncio.AbstractEventLoop) -> None:
@@ -103,6 +104,9 @@ class ModelSampler:
         for portion in portions:
             ticket = portion.ticket
             assert ticket.fmt is not None
+            if ticket.ended:  # while its pixels waited for this thread
+                files.append(([], 0.0))
+                continue
             started = time.perf_counter()
             try:
                 encoded = [
@@ -119,6 +123,7 @@ class ModelSampler:
     def _encoded(
         self, portions: list[Portion], files: list[tuple[list[EncodedImage], float] | Exception]
     ) -> None:
+        self.dispatcher.to_encode(-sum(len(portion.images) for portion in portions))
         for portion, made in zip(portions, files, strict=True):
             if isinstance(made, Exception):
                 portion.ticket.fail(made)

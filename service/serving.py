@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from starlette.types import Receive
 
@@ -40,6 +41,7 @@ from service.settings import Settings
 from service.signing import ImageSigner
 from service.ticket import Ticket
 
+T = TypeVar("T")
 _POLL_S = 0.02
 
 logger = logging.getLogger(__name__)
@@ -189,6 +191,7 @@ class Serving:
         if not self._accepting:
             raise Unavailable("the server is draining", retry_after_s=1)
         ticket = sampler.submit(rows, fmt, priority)
+        ticket.timeout_s = timeout_ms / 1000
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded(f"timeout_ms passed: the images were not made within {timeout_ms} ms")
         expiry = loop.call_later(timeout_ms / 1000, ticket.fail, late)
@@ -206,6 +209,18 @@ class Serving:
             sampler.forget(ticket)
         self.metrics.made(sampler.name, source, ticket)
         return ticket
+
+    async def finish(self, ticket: Ticket, work: Callable[[], T]) -> T:
+        """What `work` makes of `ticket`'s images, in a thread. Raises DeadlineExceeded when time is up."""
+        try:
+            async with asyncio.timeout(ticket.timeout_s - ticket.seconds):
+                return await asyncio.to_thread(work)
+        except TimeoutError:
+            self.metrics.cancelled.labels("deadline").inc()
+            timeout_ms = round(1000 * ticket.timeout_s)
+            raise DeadlineExceeded(
+                f"timeout_ms passed: the images were made, but not packed within {timeout_ms} ms"
+            ) from None
 
     def check_rows(self, rows: int) -> None:
         """Raise TooLarge for more rows than one request may ask for."""

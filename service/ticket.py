@@ -7,6 +7,7 @@ coroutine that waits for `made` sees the reason, and the dispatcher drops rows o
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ class Ticket:
         self.images: Any = np.empty((n, *img_shape), dtype=np.uint8) if fmt is None else [None] * n
         """[N, H, W, C] uint8, or a list of N EncodedImage."""
         self.accepted = time.monotonic()
+        self.timeout_s = math.inf
+        """From accepted until it must be answered."""
         self.timing = Timing()
         self.made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._missing = len(rows)

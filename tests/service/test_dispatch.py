@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
+import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,20 @@ from models.store import Artifact, Store
 from service.batching import Priority
 from service.channel import Channel, Process
 from service.dispatch import Dispatcher
-from service.errors import CallerLeft, Overloaded, ServiceError, Unavailable, VersionRefused, WorkerCrashed
+from service.errors import (
+    CallerLeft,
+    DeadlineExceeded,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+    VersionRefused,
+    WorkerCrashed,
+)
 from service.line import Line
 from service.metrics import Metrics
 from service.rows import Rows
+from service.sampler import ModelSampler
+from service.serving import Serving
 from service.settings import Settings
 from service.slots import Slot, SlotLayout, map_slots
 from service.ticket import Portion, Ticket
@@ -461,6 +474,58 @@ def test_interactive_rows_come_before_batch_rows_that_waited_longer(artifact: Ar
         assert made == [0, 0, 0, 0, 1, 2, 3, 11, 12, 13]
 
     stage.run(scenario)
+
+
+def test_rows_wait_in_the_queue_while_the_encoders_have_enough(artifact: Artifact) -> None:
+    async def scenario() -> None:
+        settings = Settings(max_microbatch=4, encode_threads=1)
+        free = threading.Event()
+        with ThreadPoolExecutor(1) as encoders:
+            encoders.submit(free.wait)
+            sampler = ModelSampler(artifact, settings, encoders, Metrics())
+            dispatcher = sampler.dispatcher
+            worker = PlayedWorker(dispatcher, artifact.path.parent.parent)
+            worker.load()
+            await asyncio.sleep(0.01)
+            leaves = sampler.submit(Rows.of_seeds(artifact.manifest, range(8)), "png")
+            stays = sampler.submit(Rows.of_seeds(artifact.manifest, range(40)), "png")
+
+            async def work() -> int:
+                """Run what is handed out; return how many rows that were."""
+                rows = 0
+                while any(one.running for one in dispatcher.workers):
+                    rows += len(worker.finish(worker.take()))
+                    await asyncio.sleep(0.01)
+                return rows
+
+            assert 8 <= await work() <= 16  # 2 microbatches to encode, and the 2 that were out
+            assert 32 <= dispatcher.queued_rows <= 40
+            leaves.fail(CallerLeft("gone"))
+            sampler.forget(leaves)
+            free.set()
+            while not stays.ended:
+                await work()
+                await asyncio.sleep(0.01)
+            assert stays.images[39].data.startswith(b"\x89PNG")
+            assert None in leaves.images  # what nobody waits for is not encoded
+            dispatcher.close()
+            worker.die()
+
+    asyncio.run(scenario())
+
+
+def test_packing_that_outlasts_the_deadline_is_a_deadline_that_passed(artifact: Artifact) -> None:
+    async def scenario() -> None:
+        serving = Serving(Settings(store=artifact.path.parent.parent, model="toy"), [artifact])
+        ticket = Ticket(Rows.of_seeds(artifact.manifest, [1]), None, artifact.manifest.img_shape)
+        assert await serving.finish(ticket, lambda: 7) == 7
+
+        ticket.timeout_s = 0.05
+        with pytest.raises(DeadlineExceeded, match="not packed within 50 ms"):
+            await serving.finish(ticket, lambda: time.sleep(0.2))
+        serving.close()
+
+    asyncio.run(scenario())
 
 
 def switching(stage: Stage, artifact: Artifact) -> asyncio.Task[None]:
