@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 from fastapi import FastAPI
 from pydantic_core import from_json
@@ -28,11 +28,26 @@ from service.http_log import facts_of
 from service.http_request import deadline, decompressed, read_body, read_bytes
 from service.http_routes import PlainRoute
 from service.openapi import V2
-from service.protocol_v2 import HEADER_LENGTH, SEED_SUFFIX, Variant, parse_infer_request, write_answer
+from service.protocol_v2 import (
+    HEADER_LENGTH,
+    SEED_SUFFIX,
+    InferRequest,
+    Variant,
+    parse_infer_request,
+    write_answer,
+)
 from service.sampler import ModelSampler
 from service.serving import Serving
 
-_EXTENSIONS: Final = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+P = ParamSpec("P")
+T = TypeVar("T")
+_EXTENSIONS: Final = [
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+]
 _INFER_TYPES: Final = ("application/json", "application/octet-stream")
 _INLINE_BYTES: Final = 64 * 1024
 """Bodies up to this size are read, and answers written, in the event loop: a thread would cost more."""
@@ -86,20 +101,25 @@ class _Routes:
 
     async def infer(self, request: Request) -> Response:
         serving, settings = self._serving, self._serving.settings
-        sampler, variant = self._model(request)
+        self._model(request)  # before its body is waited for
         async with deadline(settings.timeout_ms, "the body was not sent"):
             body = await read_body(request, settings.max_body_bytes, _INFER_TYPES)
-        sampler, variant = self._model(request)  # another version may have come while the body did
         header_length = request.headers.get(HEADER_LENGTH)
         encoding = request.headers.get("content-encoding", "")
 
-        def parse() -> Any:
+        def parse(variant: Variant) -> InferRequest:
             plain = decompressed(body, encoding, settings.max_body_bytes)
             return parse_infer_request(plain, header_length, variant, settings.max_request_rows)
 
-        wanted = await _here_or_in_thread(parse, _INLINE_BYTES + 1 if encoding else len(body))
+        while True:
+            sampler, variant = self._model(request)
+            wanted = await _here_or_in_thread(parse, _INLINE_BYTES + 1 if encoding else len(body), variant)
+            if self._model(request)[0] is sampler:  # else another version came while a thread read the body
+                break
         facts_of(request).update(rows=len(wanted.rows))
-        ticket = await serving.make(sampler, wanted.rows, None, "v2", request.receive, wanted.timeout_ms)
+        ticket = await serving.make(
+            sampler, wanted.rows, None, "v2", request.receive, wanted.timeout_ms, wanted.priority
+        )
         images = ticket.images  # [N, H, W, C] uint8
         write = partial(write_answer, variant, wanted.id, images, wanted.binary)
         in_loop = wanted.binary or images.nbytes <= _INLINE_BYTES
@@ -129,11 +149,11 @@ class _Routes:
 
     async def statistics(self, request: Request) -> Response:
         sampler, variant = self._model(request)
-        return JSONResponse({"model_stats": [variant.statistics(sampler.dispatcher.statistics)]})
+        return JSONResponse({"model_stats": [variant.statistics(sampler.line.statistics)]})
 
     async def all_statistics(self, request: Request) -> Response:
         models = [
-            Variant(one.artifact.manifest, by_seed=False).statistics(one.dispatcher.statistics)
+            Variant(one.artifact.manifest, by_seed=False).statistics(one.line.statistics)
             for one in self._serving.samplers
         ]
         return JSONResponse({"model_stats": models})
@@ -238,9 +258,11 @@ class _Routes:
         return fields
 
 
-async def _here_or_in_thread(work: Callable[[], Any], n_bytes: int) -> Any:
+async def _here_or_in_thread(work: Callable[P, T], n_bytes: int, *args: P.args, **kwargs: P.kwargs) -> T:
     """What `work` returns; over _INLINE_BYTES it runs in a thread, so that other requests need not wait."""
-    return work() if n_bytes <= _INLINE_BYTES else await asyncio.to_thread(work)
+    if n_bytes <= _INLINE_BYTES:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 def _entry(name: str, version: str, state: str, reason: str) -> dict[str, str]:

@@ -35,7 +35,6 @@ from service.line import DeviceFacts, Line
 from service.metrics import Metrics, ModelState
 from service.settings import Settings
 from service.slots import Slot, create_memory, map_slots
-from service.statistics import Statistics
 from service.ticket import Portion, Ticket
 
 # One microbatch on the device and one formed behind it: a new row waits for at most these two.
@@ -110,7 +109,6 @@ class Dispatcher:
         """Serve `line` with the workers that `attach` brings; `on_ready` hears of each that is ready."""
         self.name = line.artifact.manifest.name
         self.workers: list[Worker] = []
-        self.statistics = Statistics()
         self.line = line
         """The version that new requests get."""
         self._lines = [self.line]  # and those replaced, and the one being loaded, in turn
@@ -317,7 +315,7 @@ class Dispatcher:
         metrics.worker_busy_seconds.labels(self.name).inc(device_s)
         metrics.batch_rows.labels(self.name).observe(batch.rows)
         metrics.batches.labels(self.name, batch.rows).inc()  # the CPU provider runs any number: no padding
-        self.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
+        batch.line.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
         row, portions = 0, []
         for segment in batch.segments:
             ticket, rows = segment.request, len(segment)

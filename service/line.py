@@ -14,6 +14,7 @@ from models.store import Artifact
 from service.batching import MicrobatchSize, PriorityRowQueue
 from service.settings import Settings
 from service.slots import SlotLayout
+from service.statistics import Statistics
 from service.ticket import Portion, Ticket
 
 _numbers = itertools.count()
@@ -44,6 +45,7 @@ class Line:
         self.layout = SlotLayout.of(artifact.manifest, settings.max_microbatch)
         self.queue: PriorityRowQueue[Ticket] = PriorityRowQueue()
         self.size = MicrobatchSize(settings.max_microbatch, settings.max_microbatch_ms / 1000)
+        self.statistics = Statistics()
         self.device: DeviceFacts | None = None
         """None until the first worker has loaded it."""
         self.replaced: float | None = None

@@ -25,6 +25,7 @@ from pydantic_core import from_json
 from models.errors import show
 from models.manifest import Manifest
 from models.sampling import check_seed
+from service.batching import Priority
 from service.errors import InvalidField, MalformedBody, TooLarge
 from service.rows import Rows
 from service.schema import checked
@@ -122,7 +123,7 @@ class Variant:
             "max_batch_size": max_rows,
             "input": [spec.config() for spec in self.inputs],
             "output": [self.output.config()],
-            "dynamic_batching": {},
+            "dynamic_batching": {"priority_levels": 2, "default_priority_level": 1},
         }
 
     def statistics(self, statistics: Statistics) -> dict[str, Any]:
@@ -202,7 +203,9 @@ class InferBody(_Part):
     model_name: str | None = Field(None, description="not looked at: the address names the model")
     model_version: str | None = Field(None, description="not looked at: the address names the version")
     parameters: dict[str, Any] | None = Field(
-        None, description="binary_data_output (bool), timeout (microseconds); others change nothing"
+        None,
+        description="binary_data_output (bool), timeout (microseconds), priority (1: interactive, 2: batch); "
+        "others change nothing",
     )
     inputs: list[InputTensor] = Field(fail_fast=True, min_length=1, max_length=_MAX_TENSORS)
     outputs: list[OutputTensor] | None = Field(
@@ -219,6 +222,7 @@ class InferRequest:
     binary: bool
     """The pixels are wanted as bytes after the JSON."""
     timeout_ms: int | None
+    priority: Priority
 
 
 def parse_infer_request(
@@ -244,6 +248,7 @@ def parse_infer_request(
         rows=_rows(variant, _tensors(wanted.inputs, blob, variant, max_rows)),
         binary=_binary_wanted(wanted.outputs or [], parameters, variant),
         timeout_ms=_timeout_ms(parameters),
+        priority="batch" if _count(parameters, "priority", "a level") > 1 else "interactive",
     )
 
 
@@ -308,15 +313,19 @@ def _flag(parameters: dict[str, Any], key: str, field: str) -> bool | None:
 
 def _timeout_ms(parameters: dict[str, Any]) -> int | None:
     """The deadline in milliseconds; the protocol counts microseconds, and 0 is the server's default."""
-    timeout_us = parameters.get("timeout")
-    if timeout_us is None:
-        return None
-    if type(timeout_us) is not int or not 0 <= timeout_us <= _MAX_INT64:
+    return -(-_count(parameters, "timeout", "microseconds") // 1000) or None
+
+
+def _count(parameters: dict[str, Any], name: str, what: str) -> int:
+    """A parameter that is an integer and 0 or more; 0, as left out, is the default."""
+    value = parameters.get(name)
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value <= _MAX_INT64:
         raise InvalidField(
-            f"parameters.timeout must be microseconds, an integer between 0 and {_MAX_INT64}, "
-            f"got {show(timeout_us)}"
+            f"parameters.{name} must be {what}, an integer between 0 and {_MAX_INT64}, got {show(value)}"
         )
-    return -(-timeout_us // 1000) or None
+    return value
 
 
 def _refuse_unsupported(parameters: dict[str, Any], tensor: str, *names: str) -> None:

@@ -63,7 +63,7 @@ class ModelSampler:
 
     def submit(self, rows: Rows, fmt: Format | None, priority: Priority = "interactive") -> Ticket:
         """Accept `rows`, to be made into `fmt` (None: pixels). Raises Overloaded, Unavailable."""
-        statistics = self.dispatcher.statistics
+        statistics = self.line.statistics
         statistics.asked()
         ticket = Ticket(rows, fmt, self.artifact.manifest.img_shape, priority)
         try:
@@ -76,7 +76,7 @@ class ModelSampler:
     def forget(self, ticket: Ticket) -> None:
         """Let go of a ticket that ended: its rows that wait still are dropped."""
         self.dispatcher.forget(ticket)
-        seconds, timing, statistics = ticket.seconds, ticket.timing, self.dispatcher.statistics
+        seconds, timing, statistics = ticket.seconds, ticket.timing, self.line.statistics
         if ticket.succeeded:
             statistics.succeeded(seconds, timing.queue_s, timing.input_s, timing.device_s, timing.output_s)
         else:

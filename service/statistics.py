@@ -1,4 +1,4 @@
-"""What one model's microbatches and requests came to since the server started.
+"""What one version's microbatches and requests came to since it is served.
 
 Sums and counts only. What the Open Inference Protocol calls them is `protocol_v2`'s business;
 what Prometheus reads is `metrics`'.
@@ -41,7 +41,7 @@ class Compute:
 
 @dataclass
 class Statistics:
-    """One model's statistics. Used in the event loop's thread only."""
+    """One version's statistics. Used in the event loop's thread only."""
 
     rows: int = 0
     """Rows that microbatches made."""

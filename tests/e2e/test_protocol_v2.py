@@ -134,7 +134,9 @@ def test_what_perf_analyzer_asks_before_it_starts_is_answered(client: triton.Inf
     assert client.is_model_ready("toy")
     assert client.is_model_ready("toy_seed", "1")
     assert not client.is_model_ready("toy", "2")
-    assert {"binary_tensor_data", "statistics"} <= set(client.get_server_metadata()["extensions"])
+    assert {"binary_tensor_data", "schedule_policy", "statistics"} <= set(
+        client.get_server_metadata()["extensions"]
+    )
     assert client.get_model_metadata("toy", "1") == {
         "name": "toy",
         "versions": ["1"],
@@ -314,10 +316,15 @@ def test_load_is_for_admins_and_tells_the_truth(serve: Serve, tmp_path: Path) ->
         ):
             with pytest.raises(InferenceServerException, match=sentence):
                 refused()
+        client.infer("toy_seed", [seeds(1, 2)])
+        (before,) = client.get_inference_statistics("toy")["model_stats"]
         publish_toy(store, "toy", weights_seed=1)
         client.load_model("toy", headers=admin)
+        (after,) = client.get_inference_statistics("toy")["model_stats"]
         index = {(one["name"], one["version"]): one["state"] for one in client.get_model_repository_index()}
 
+    assert (before["version"], before["inference_count"]) == ("1", 2)
+    assert (after["version"], after["inference_count"]) == ("2", 0)  # each version has its own
     assert keyless.value.status() == "401"
     assert index == {("toy", "2"): "READY", ("toy_seed", "2"): "READY", ("toy", "1"): "UNAVAILABLE"}
 

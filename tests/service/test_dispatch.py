@@ -341,7 +341,7 @@ def test_statistics_count_microbatches_by_their_rows_and_none_that_failed(artifa
         await stage.settle()
         await last.made
 
-        statistics = stage.dispatcher.statistics
+        statistics = stage.dispatcher.line.statistics
         assert (statistics.rows, statistics.executions) == (5, 3)
         by_rows = statistics.microbatches
         assert {rows: compute.infer.count for rows, compute in by_rows.items()} == {3: 1, 1: 2}

@@ -148,10 +148,15 @@ def test_a_timeout_in_microseconds_becomes_a_deadline(timeout_us: int | None, ti
     assert parse({"seed": column(1)}, BY_SEED, timeout=timeout_us).timeout_ms == timeout_ms
 
 
+@pytest.mark.parametrize(
+    ("level", "priority"), [(0, "interactive"), (1, "interactive"), (2, "batch"), (9, "batch")]
+)
+def test_a_priority_of_1_comes_before_all_others(level: int, priority: str) -> None:
+    assert parse({"seed": column(1)}, BY_SEED, priority=level).priority == priority
+
+
 def test_ids_come_through_and_parameters_that_mean_nothing_here_change_nothing() -> None:
-    asked = parse(
-        {"seed": column(1)}, BY_SEED, request_id="a-1", priority=3, sequence_id=7, parameters={"mine": "x"}
-    )
+    asked = parse({"seed": column(1)}, BY_SEED, request_id="a-1", sequence_id=7, parameters={"mine": "x"})
 
     assert asked.id == "a-1"
     assert asked.rows.seeds.tolist() == [1]
@@ -198,6 +203,7 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     ),
     ({**body_of(), "parameters": {"timeout": -1}}, InvalidField, "parameters.timeout must be microseconds"),
     ({**body_of(), "parameters": {"timeout": 1.5}}, InvalidField, "got 1.5"),
+    ({**body_of(), "parameters": {"priority": -1}}, InvalidField, "parameters.priority must be a level"),
     (
         body_of(name="z"),
         InvalidField,
