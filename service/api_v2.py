@@ -37,6 +37,7 @@ from service.protocol_v2 import (
     write_answer,
 )
 from service.sampler import ModelSampler
+from service.schema import check_large_body
 from service.serving import Serving
 
 P = ParamSpec("P")
@@ -245,6 +246,7 @@ class _Routes:
         settings = self._serving.settings
         async with deadline(settings.timeout_ms, "the body was not sent"):
             body = await read_bytes(request, settings.max_body_bytes)
+        check_large_body(body, settings.max_request_rows, z_dim=0)
         try:
             fields = from_json(body) if body.strip() else {}
         except ValueError as error:

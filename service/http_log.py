@@ -20,7 +20,7 @@ from service.trace import Span
 
 _FACTS = "ganserve.facts"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_REFUSALS = frozenset({"too_large", "overloaded", "unavailable"})
+_REFUSALS = frozenset({"unauthorized", "forbidden", "too_large", "overloaded", "unavailable"})
 _PROCESS_ID = secrets.token_hex(10)  # with a number, an id that no other replica gives; a uuid costs more
 _request_number = itertools.count()
 _QUIET_PATHS = frozenset(

@@ -28,7 +28,7 @@ from models.sampling import check_seed
 from service.batching import Priority
 from service.errors import InvalidField, MalformedBody, TooLarge
 from service.rows import Rows
-from service.schema import checked
+from service.schema import check_large_body, checked
 from service.statistics import Compute, Durations, Statistics
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
@@ -234,6 +234,7 @@ def parse_infer_request(
     field breaks a rule, TooLarge for more than `max_rows` rows.
     """
     head, blob = _split(body, header_length)
+    check_large_body(head, max_rows, variant.manifest.z_dim)
     try:
         values = from_json(head)
     except ValueError as error:

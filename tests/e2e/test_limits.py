@@ -220,11 +220,14 @@ LARGE_BODIES = {
 }
 
 
+@pytest.mark.parametrize("path", ["/v1/samples", "/v2/models/toy/infer", "/v2/repository/index"])
 @pytest.mark.parametrize("kind", LARGE_BODIES)
-def test_a_body_that_would_take_long_to_read_holds_nobody_up(shared_server: Server, kind: str) -> None:
+def test_a_body_that_would_take_long_to_read_holds_nobody_up(
+    shared_server: Server, kind: str, path: str
+) -> None:
     started = time.perf_counter()
     answer = httpx.post(
-        f"{shared_server.url}/v1/samples",
+        shared_server.url + path,
         content=LARGE_BODIES[kind],
         headers={"content-type": "application/json"},
     )
