@@ -256,8 +256,12 @@ class Dispatcher:
         self.workers.clear()
 
     def _read(self, worker: Worker) -> None:
-        """Take in what `worker` has to say; the event loop calls this when there is something."""
-        while True:
+        """Take in what `worker` has to say; the event loop calls this when there is something.
+
+        No more than it can have said by now: one that answers faster than it is asked would keep the
+        loop here, and every request would wait until the queue is empty.
+        """
+        for _ in range(_SLOTS_PER_WORKER):
             try:
                 message = worker.channel.receive()
             except BlockingIOError:

@@ -441,6 +441,7 @@ def test_the_documents_describe_every_route_and_load_from_here(shared_server: Se
         "/v1/samples",
         "/v1/models",
         "/v1/models/{model}",
+        "/v1/models/{model}/reload",
         "/v1/models/{model}/walk",
         "/v1/models/{model}/{file}",
         "/livez",
