@@ -165,6 +165,18 @@ def test_a_page_of_a_named_origin_can_read_why_it_was_refused(crossed: Server) -
     assert answer.headers["access-control-allow-origin"] == PAGE
 
 
+def test_a_cache_keeps_answers_to_pages_apart_from_others(crossed: Server, shared_server: Server) -> None:
+    key = {"X-API-Key": ALICE}
+    plain = httpx.get(f"{crossed.url}/v1/models/toy/1.png", headers=key, follow_redirects=True)
+    page = httpx.get(
+        f"{crossed.url}/v1/models/toy/1.png", headers={**key, "Origin": PAGE}, follow_redirects=True
+    )
+    without_setting = httpx.get(f"{shared_server.url}/v1/models/toy/1.png", follow_redirects=True)
+
+    assert plain.headers["vary"] == page.headers["vary"] == "Origin"
+    assert "vary" not in without_setting.headers
+
+
 def test_a_page_of_another_origin_may_not_ask(crossed: Server, shared_server: Server) -> None:
     other = preflight(crossed, "https://evil.example")
     without_setting = preflight(shared_server, PAGE)
