@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Final, Literal
 
 from models.errors import DamagedArtifact, InvalidValue, show
@@ -139,7 +140,7 @@ class Manifest:
     def has_truncation(self) -> bool:
         return self.truncation != "none"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 (64 hex) over the canonical JSON of all that makes the pixels."""
         facts = {

@@ -30,7 +30,8 @@ from service.encoding import (
 from service.errors import InvalidField, StaleDigest, Unavailable
 from service.http_access import require_admin
 from service.http_log import facts_of
-from service.http_request import accepted, deadline, matches, read_body
+from service.http_protocol import connection_of
+from service.http_request import accepted, matches, read_body
 from service.http_routes import PlainRoute
 from service.openapi import (
     IMAGE_DOC,
@@ -108,8 +109,7 @@ class _Routes:
 
     async def create_samples(self, request: Request) -> Response:
         settings = self._serving.settings
-        async with deadline(settings.timeout_ms, "the body was not sent"):
-            body = await read_body(request, settings.max_body_bytes)
+        body = await read_body(request, settings.max_body_bytes, settings.timeout_ms)
         if len(body) > _LARGE_BODY_BYTES:
             check_large_body(body, settings.max_request_rows, self._serving.largest_z_dim)
             wanted = await asyncio.to_thread(parse_sample_request, body, settings.max_request_rows)
@@ -125,7 +125,7 @@ class _Routes:
         rows = _rows_of(wanted, sampler)
         fmt = None if wanted.format == "npy" else wanted.format
         ticket = await self._serving.make(
-            sampler, rows, fmt, "samples", request.receive, wanted.timeout_ms, wanted.priority
+            sampler, rows, fmt, "samples", connection_of(request.scope), wanted.timeout_ms, wanted.priority
         )
         if fmt is None:
             data = await self._serving.finish(ticket, partial(encode_npy, ticket.images))
@@ -178,7 +178,7 @@ class _Routes:
             response = Response(headers=headers, media_type=media_type)
             del response.headers["content-length"]  # 0 would say that the image is empty
             return response
-        ticket = await self._serving.make(sampler, rows, fmt, "image", request.receive)
+        ticket = await self._serving.make(sampler, rows, fmt, "image", connection_of(request.scope))
         response = _answer(request, sampler, ticket.images[0].data, media_type, ticket)
         response.headers.update(headers)
         return response
@@ -197,7 +197,7 @@ class _Routes:
             query.class_idx,
             query.truncation_psi,
         )
-        ticket = await self._serving.make(sampler, rows, None, "walk", request.receive)
+        ticket = await self._serving.make(sampler, rows, None, "walk", connection_of(request.scope))
         mark = _walk_mark(sampler, query)
         data = await self._serving.finish(ticket, partial(encode_walk, ticket.images, query.frame_ms, mark))
         return _answer(request, sampler, data, media_type, ticket)
@@ -244,8 +244,7 @@ class _Routes:
     async def reload(self, request: Request, model: str) -> Response:
         require_admin(request, self._serving.keys)
         settings = self._serving.settings
-        async with deadline(settings.timeout_ms, "the body was not sent"):
-            body = await read_body(request, settings.max_body_bytes)
+        body = await read_body(request, settings.max_body_bytes, settings.timeout_ms)
         wanted = parse_reload_request(body)
         name = self._serving.sampler(model).name
         facts_of(request).update(model=name)

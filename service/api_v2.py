@@ -25,7 +25,8 @@ from service import __version__
 from service.errors import InvalidField, MalformedBody, NotServed, Unavailable
 from service.http_access import require_admin
 from service.http_log import facts_of
-from service.http_request import deadline, decompressed, read_body, read_bytes
+from service.http_protocol import connection_of
+from service.http_request import decompressed, read_body, read_bytes
 from service.http_routes import PlainRoute
 from service.openapi import V2
 from service.protocol_v2 import (
@@ -87,7 +88,7 @@ def add_v2_routes(app: FastAPI, serving: Serving) -> None:
 class _Route(PlainRoute):
     """A route whose function is `async (request) -> Response` and finds the path's parameters in it."""
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self.endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
 
@@ -103,8 +104,7 @@ class _Routes:
     async def infer(self, request: Request) -> Response:
         serving, settings = self._serving, self._serving.settings
         self._model(request)  # before its body is waited for
-        async with deadline(settings.timeout_ms, "the body was not sent"):
-            body = await read_body(request, settings.max_body_bytes, _INFER_TYPES)
+        body = await read_body(request, settings.max_body_bytes, settings.timeout_ms, _INFER_TYPES)
         header_length = request.headers.get(HEADER_LENGTH)
         encoding = request.headers.get("content-encoding", "")
 
@@ -119,7 +119,7 @@ class _Routes:
                 break
         facts_of(request).update(rows=len(wanted.rows))
         ticket = await serving.make(
-            sampler, wanted.rows, None, "v2", request.receive, wanted.timeout_ms, wanted.priority
+            sampler, wanted.rows, None, "v2", connection_of(request.scope), wanted.timeout_ms, wanted.priority
         )
         images = ticket.images  # [N, H, W, C] uint8
         write = partial(write_answer, variant, wanted.id, images, wanted.binary)
@@ -244,8 +244,7 @@ class _Routes:
     async def _body_fields(self, request: Request, *known: str) -> dict[str, Any]:
         """The fields of a body: empty, or a JSON object of `known` fields, whatever content type it names."""
         settings = self._serving.settings
-        async with deadline(settings.timeout_ms, "the body was not sent"):
-            body = await read_bytes(request, settings.max_body_bytes)
+        body = await read_bytes(request, settings.max_body_bytes, settings.timeout_ms)
         check_large_body(body, settings.max_request_rows, z_dim=0)
         try:
             fields = from_json(body) if body.strip() else {}

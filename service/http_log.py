@@ -70,11 +70,11 @@ class RequestLog:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
-        self._metrics.inflight_requests.inc()
+        self._metrics.answering += 1
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            self._metrics.inflight_requests.dec()
+            self._metrics.answering -= 1
             self._finish(scope, facts, time.perf_counter() - started)
 
     def _finish(self, scope: Scope, facts: dict[str, Any], seconds: float) -> None:

@@ -7,9 +7,10 @@ import re
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
+from starlette.types import Message
 
 from models.errors import show
 from service.errors import (
@@ -24,32 +25,64 @@ from service.errors import (
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}  # as zlib counts them: with gzip's header, with its own
 
 
+def header(request: Request, name: bytes) -> str | None:
+    """The value of the header `name` (lower case), the first of several; None where there is none."""
+    for key, value in request.scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
 async def read_body(
-    request: Request, max_bytes: int, content_types: Sequence[str] = ("application/json",)
+    request: Request, max_bytes: int, timeout_ms: int, content_types: Sequence[str] = ("application/json",)
 ) -> bytes:
-    """The body, if it is of one of `content_types` (or names none) and no longer than `max_bytes`."""
-    content_type = request.headers.get("content-type", content_types[0]).partition(";")[0].strip().lower()
+    """The body, if of one of `content_types` or of none. Raises UnknownMediaType, and as `read_bytes`."""
+    content_type = header(request, b"content-type") or content_types[0]
+    if content_type not in content_types:
+        content_type = content_type.partition(";")[0].strip().lower()
     if content_type not in content_types:
         raise UnknownMediaType(f"content-type must be {' or '.join(content_types)}, got {show(content_type)}")
-    return await read_bytes(request, max_bytes)
+    return await read_bytes(request, max_bytes, timeout_ms)
 
 
-async def read_bytes(request: Request, max_bytes: int) -> bytes:
-    """The body, whatever it is, if no longer than `max_bytes`. Raises TooLarge, CallerLeft."""
-    declared = request.headers.get("content-length", "")
+async def read_bytes(request: Request, max_bytes: int, timeout_ms: int) -> bytes:
+    """The body, whatever it is. Raises TooLarge, CallerLeft, DeadlineExceeded if it is not sent in time."""
+    declared = header(request, b"content-length") or ""
     if declared.isdecimal() and int(declared) > max_bytes:
         raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got {declared}")
-    chunks, size, more = [], 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise CallerLeft("the caller closed the connection")
-        chunks.append(message.get("body", b""))
-        more = message.get("more_body", False)
-        size += len(chunks[-1])
-        if size > max_bytes:
-            raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got more")
-    return b"".join(chunks)
+    message = _at_hand(request)
+    if message is not None and not message.get("more_body"):  # nearly every body: no waiting, no timeout
+        return _chunk(message, 0, max_bytes)
+    body = bytearray(b"" if message is None else _chunk(message, 0, max_bytes))
+    more = True
+    async with _deadline(timeout_ms, "the body was not sent"):
+        while more:
+            message = await request.receive()
+            body += _chunk(message, len(body), max_bytes)
+            more = message.get("more_body", False)
+    return bytes(body)
+
+
+def _at_hand(request: Request) -> Message | None:
+    """The request's next message if it has come already, else None."""
+    step: Any = request.receive()
+    try:
+        step.send(None)
+    except StopIteration as end:
+        message: Message = end.value
+        return message
+    step.close()  # it waits, and has taken nothing
+    return None
+
+
+def _chunk(message: Message, size: int, max_bytes: int) -> bytes:
+    """What `message` adds to a body of which `size` bytes came."""
+    if message["type"] == "http.disconnect":
+        raise CallerLeft("the caller closed the connection")
+    chunk: bytes = message.get("body", b"")
+    if size + len(chunk) > max_bytes:
+        raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got more")
+    return chunk
 
 
 def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
@@ -79,6 +112,8 @@ def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
 def accepted(request: Request, media_type: str) -> str:
     """`media_type`, if `Accept` allows it; its most specific entry decides. Raises NotAcceptable."""
+    if header(request, b"accept") in (None, "*/*", media_type):
+        return media_type
     accept = ", ".join(request.headers.getlist("accept"))
     ranges = {}
     for entry in accept.split(","):
@@ -100,7 +135,7 @@ def matches(request: Request, etag: str) -> bool:
 
 
 @asynccontextmanager
-async def deadline(timeout_ms: int, what: str) -> AsyncIterator[None]:
+async def _deadline(timeout_ms: int, what: str) -> AsyncIterator[None]:
     """Give the block `timeout_ms` milliseconds. Raises DeadlineExceeded saying `what` did not happen."""
     try:
         async with asyncio.timeout(timeout_ms / 1000):

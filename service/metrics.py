@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,6 +32,15 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+_Counted = TypeVar("_Counted", Counter, Histogram)
+
+
+def _quick(metric: _Counted) -> _Counted:
+    """`metric` with a `labels` that remembers: the library's makes text of every label and takes a lock."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric
+
+
 @dataclass(frozen=True)
 class ModelState:
     """What is true of one model now; asked when /metrics is read."""
@@ -45,10 +56,11 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"ganserve_{name}", text, labels, registry=registry)
+            return _quick(Counter(f"ganserve_{name}", text, labels, registry=registry))
 
         def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            return Histogram(f"ganserve_{name}", text, labels, registry=registry, buckets=buckets)
+            one = Histogram(f"ganserve_{name}", text, labels, registry=registry, buckets=buckets)
+            return _quick(one)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"ganserve_{name}", text, labels, registry=registry)
@@ -74,7 +86,9 @@ class Metrics:
             "worker_busy_seconds_total", "Device time of all workers.", "model"
         )
         self.replayed_batches = counter("replayed_batches_total", "Microbatches sent again.", "model")
+        self.answering = 0
         self.inflight_requests = gauge("inflight_requests", "Requests being answered.")
+        self.inflight_requests.set_function(lambda: self.answering)
         self.model_info = gauge(
             "model_info", "1 for each model served.", "model", "version", "digest", "provider"
         )

@@ -74,6 +74,7 @@ def serve(settings: Settings) -> int:
             generate_client_file=False,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody here asks for a caller's address
             headers=[("X-Content-Type-Options", "nosniff")],
             http=patient_protocol(settings.header_timeout_s, settings.max_header_bytes),
             ws="none",
@@ -117,6 +118,9 @@ def _check_port(settings: Settings) -> None:
 class GanServer(LitServer):
     """LitServe's process tree, serving `artifacts`."""
 
+    app: Any
+    """LitServe's FastAPI; from `_start_server` on, that in our layers."""
+
     def __init__(self, settings: Settings, artifacts: list[Artifact]) -> None:
         self.settings = settings
         self.failure: str | None = None
@@ -157,9 +161,6 @@ class GanServer(LitServer):
 
     def _register_middleware(self) -> None:
         """No GZip; what surrounds the routes is `http_routes`' business."""
-
-    def _prepare_app_run(self, app: FastAPI) -> None:
-        surround(app, self.serving)
 
     def _init_manager(self, num_api_servers: int) -> _NoManager:
         """No manager process: the queues and the state it would hold have no users."""
@@ -207,6 +208,7 @@ class GanServer(LitServer):
         **kwargs: Any,
     ) -> dict[int, Any]:
         """Listen before the fork: of two servers that bind one port at once, the second learns it here."""
+        self.app = surround(self.app, self.serving)
         for one in sockets:
             try:
                 one.listen(_BACKLOG)

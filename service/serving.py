@@ -15,9 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
-from starlette.types import Receive
+from typing import Protocol, TypeVar
 
 from models.store import Artifact
 from service import channel
@@ -45,6 +43,13 @@ T = TypeVar("T")
 _POLL_S = 0.02
 
 logger = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """The caller's end of a request."""
+
+    def when_lost(self, call: Callable[[], object] | None, /) -> None:
+        """Call `call` if the caller leaves; None: no longer."""
 
 
 class Serving:
@@ -174,15 +179,14 @@ class Serving:
         rows: Rows,
         fmt: Format | None,
         source: str,
-        receive: Receive,
+        connection: Connection,
         timeout_ms: int | None = None,
         priority: Priority = "interactive",
     ) -> Ticket:
         """Accept one request; return its ticket when every image is made, as files of `fmt` or (None) pixels.
 
-        `receive` is the request's, its body read: it tells when the caller leaves. `timeout_ms` None is the
-        setting. Raises InvalidField for a deadline too far, Unavailable, Overloaded, DeadlineExceeded,
-        CallerLeft, WorkerCrashed.
+        `connection` is the caller's; `timeout_ms` None is the setting. Raises InvalidField for a deadline too
+        far, Unavailable, Overloaded, DeadlineExceeded, CallerLeft, WorkerCrashed.
         """
         if timeout_ms is None:
             timeout_ms = self.settings.timeout_ms
@@ -195,7 +199,7 @@ class Serving:
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded(f"timeout_ms passed: the images were not made within {timeout_ms} ms")
         expiry = loop.call_later(timeout_ms / 1000, ticket.fail, late)
-        watcher = loop.create_task(_fail_when_caller_leaves(ticket, receive))
+        connection.when_lost(lambda: ticket.fail(CallerLeft("the caller closed the connection")))
         self._in_flight.add(ticket)
         try:
             await ticket.made
@@ -204,7 +208,7 @@ class Serving:
             raise
         finally:
             expiry.cancel()
-            watcher.cancel()
+            connection.when_lost(None)
             self._in_flight.discard(ticket)
             sampler.forget(ticket)
         self.metrics.made(sampler.name, source, ticket)
@@ -249,9 +253,3 @@ class Serving:
         for sampler in self.samplers:
             sampler.dispatcher.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
-
-
-async def _fail_when_caller_leaves(ticket: Ticket, receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    ticket.fail(CallerLeft("the caller closed the connection"))
