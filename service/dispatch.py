@@ -39,6 +39,7 @@ from service.ticket import Portion, Ticket
 
 # One microbatch on the device and one formed behind it: a new row waits for at most these two.
 _SLOTS_PER_WORKER: Final = 2
+_FORM_AHEAD_S: Final = 0.005  # before a busy worker is expected to finish, its next microbatch is formed
 _MAX_REPLAYS: Final = 2
 _MAX_DEATHS: Final = 5  # without a finished microbatch between them: the workers crash in a loop
 _CALM_S: Final = 10.0  # a worker that was ready for so long shows that the loop has ended
@@ -92,6 +93,8 @@ class Worker:
     """The newest run id it was given: idle workers take turns."""
     busy_since: float = 0.0
     """When its oldest microbatch had the device to itself (monotonic)."""
+    alarm: asyncio.TimerHandle | None = None
+    """Set while it is busy for longer: rings when its next microbatch is to be formed."""
     loading_since: float = 0.0
     """When it began to load the first of `loading` (monotonic)."""
 
@@ -512,7 +515,8 @@ class Dispatcher:
         """The worker to give rows to and how many, or None where waiting fills the microbatch better.
 
         Idle workers share what waits. A busy worker gets its second microbatch only when that one
-        is full: a smaller one would be closed too early to take in rows that arrive meanwhile.
+        is full, and shortly before it is needed: a microbatch formed earlier is closed to rows that
+        arrive meanwhile, and they would wait for one more.
         """
         waiting, cap = line.queue.rows, line.size.rows
         able = [worker for worker in self.workers if worker.free_slots and line in worker.loaded]
@@ -520,7 +524,24 @@ class Dispatcher:
         if idle:
             rested = min(idle, key=lambda worker: worker.last_run)
             return rested, min(cap, max(1, math.ceil(waiting / len(idle))))
-        return (able[0], cap) if able and waiting >= cap else None
+        if waiting < cap:
+            return None
+        return next(((worker, cap) for worker in able if self._ends_soon(worker)), None)
+
+    def _ends_soon(self, worker: Worker) -> bool:
+        """True if `worker` will need its next microbatch now; else it is asked again when it will."""
+        batch, _ = next(iter(worker.running.values()))
+        busy_s = batch.rows * (batch.line.size.row_s or 0.0)
+        early_s = worker.busy_since + busy_s - _FORM_AHEAD_S - time.monotonic()
+        if early_s <= 0:
+            return True
+        if worker.alarm is None:
+            worker.alarm = asyncio.get_running_loop().call_later(early_s, self._ring, worker)
+        return False
+
+    def _ring(self, worker: Worker) -> None:
+        worker.alarm = None
+        self._pump()
 
     def _run(self, worker: Worker, batch: Microbatch) -> None:
         started = time.perf_counter()

@@ -109,11 +109,11 @@ class PlayedWorker:
         seeds: list[int] = self._slot(message).seeds[: message["rows"]].tolist()
         return seeds
 
-    def finish(self, message: dict[str, Any]) -> list[int]:
-        """Make the rows of one microbatch; return their seeds."""
+    def finish(self, message: dict[str, Any], device_s: float = 0.001) -> list[int]:
+        """Make the rows of one microbatch, as if in `device_s`; return their seeds."""
         slot, rows = self._slot(message), message["rows"]
         slot.images[:rows] = (slot.seeds[:rows] % 256)[:, None, None, None]
-        self.channel.send({"done": message["run"], "started": 0.0, "device_s": 0.001})
+        self.channel.send({"done": message["run"], "started": 0.0, "device_s": device_s})
         return self.seeds(message)
 
     def fail(self, message: dict[str, Any]) -> None:
@@ -283,6 +283,29 @@ def test_idle_workers_share_what_waits_and_a_busy_one_waits_for_a_full_microbatc
         assert stage.dispatcher.queued_rows == 7
         stage.ask(1)
         assert stage.dispatcher.queued_rows == 0
+
+    stage.run(scenario)
+
+
+def test_a_busy_workers_next_microbatch_stays_open_until_shortly_before_it_is_needed(
+    artifact: Artifact,
+) -> None:
+    stage = Stage(artifact, max_rows=4, max_microbatch_ms=1000)
+
+    async def scenario() -> None:
+        worker = await stage.worker()
+        stage.ask(1)
+        worker.finish(worker.take(), device_s=0.05)
+        await stage.settle()
+        stage.ask(*range(10, 30))  # four rows take 0.2 s
+        worker.take()
+        await asyncio.sleep(0.1)
+        stage.ask(99)
+        assert stage.dispatcher.queued_rows == 17
+        await asyncio.sleep(0.2)
+
+        assert 99 in worker.seeds(worker.take())
+        assert stage.dispatcher.queued_rows == 13
 
     stage.run(scenario)
 
