@@ -4,7 +4,7 @@ Lives in the API process's event loop. Admits requests, forms microbatches while
 on earlier ones (no delay timer), hands each to one worker, and scatters its pixels back to the
 requests. Knows which worker holds what, so a worker's death is an end-of-file and its microbatches
 are simply sent again: sampling is a pure function. A worker that hangs is killed, which is a death.
-What packs with what is `batching`'s business, which version is served `reload`'s.
+What packs with what is `batching`'s business, which version is served `served`'s.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from service.line import DeviceFacts, Line
 from service.metrics import Metrics, ModelState
 from service.settings import Settings
 from service.slots import Slot, create_memory, map_slots
+from service.switch import Switch
 from service.ticket import Portion, Ticket
 
 # One microbatch on the device and one formed behind it: a new row waits for at most these two.
@@ -45,7 +46,6 @@ _MAX_DEATHS: Final = 5  # without a finished microbatch between them: the worker
 _CALM_S: Final = 10.0  # a worker that was ready for so long shows that the loop has ended
 _SLOW_FACTOR: Final = 20.0  # times its measured cost, beside worker_timeout_s, a microbatch may take
 _LINGER_S: Final = 5.0  # a replaced version stays so long at least: a request may be about to be submitted
-_MAX_GOLDEN_DIFFERENCE: Final = 2  # of a new version, in grey levels: what another device's rounding makes
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Dispatcher:
         self.line = line
         """The version that new requests get."""
         self._lines = [self.line]  # and those replaced, and the one being loaded, in turn
-        self._reload: _Reload | None = None
+        self._switch: Switch | None = None
         self._settings = settings
         self._metrics = metrics
         self._on_ready = on_ready
@@ -298,10 +298,10 @@ class Dispatcher:
         if line is self.line and line in worker.loaded:
             self._publish(1)
             self._on_ready()
-        if self._reload is not None:
-            if line is self._reload.line:
-                self._reload.heard(message)
-            self._reload.check(self.workers)
+        if self._switch is not None:
+            if line is self._switch.line:
+                self._switch.heard(message)
+            self._switch.check([worker.loaded for worker in self.workers])
         self._pump()
 
     def _done(self, worker: Worker, message: dict[str, Any]) -> None:
@@ -360,10 +360,10 @@ class Dispatcher:
         for place, (batch, _) in enumerate(worker.running.values()):
             batch.deaths += place == 0  # the others only waited behind it
             self._replay(batch)
-        if self._reload is not None:
-            if self._reload.line in worker.loading:
-                self._reload.died()
-            self._reload.check(self.workers)
+        if self._switch is not None:
+            if self._switch.line in worker.loading:
+                self._switch.died()
+            self._switch.check([worker.loaded for worker in self.workers])
         self._pump()
 
     def _replay(self, batch: Microbatch) -> None:
@@ -430,21 +430,22 @@ class Dispatcher:
         VersionRefused, and serves on as before, if it cannot be loaded or its golden rows differ.
         One switch at a time.
         """
-        assert self._reload is None
+        assert self._switch is None
         self._lines.append(line)
-        self._reload = reload = _Reload(line)
+        served = self.line.device
+        self._switch = switch = Switch(line, served.golden_difference if served else 0)
         try:
             for worker in self.workers:
                 with suppress(OSError):  # its end-of-file will say so
                     self._load(worker, line)
-            await reload.settled(self._settings.load_timeout_s)
+            await switch.settled(self._settings.load_timeout_s)
         except BaseException as error:
             self._drop(line)
             if isinstance(error, StartError):  # no memory
                 raise VersionRefused(f"{line.artifact.address}: {error}") from None
             raise
         finally:
-            self._reload = None
+            self._switch = None
         self._publish(0)
         self.line.replaced = time.monotonic()
         self.line = line
@@ -568,47 +569,3 @@ class Dispatcher:
             worker.channel.send(order)
         except OSError:  # never for a full buffer: a few packets of some hundred bytes are out at most
             logger.debug("%s: worker %d is gone; its end-of-file will say so", self.name, worker.process.pid)
-
-
-class _Reload:
-    """A version on its way into every worker: what they said of it, and the outcome."""
-
-    def __init__(self, line: Line) -> None:
-        self.line = line
-        self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._deaths = 0
-
-    def heard(self, message: dict[str, Any]) -> None:
-        """Take in what a worker says of the version."""
-        if "refused" in message:
-            self._refuse(message["error"])
-        elif message["golden_difference"] > _MAX_GOLDEN_DIFFERENCE:
-            self._refuse(
-                f"{self.line.artifact.address}: its golden rows must come out as they were published, "
-                f"got pixels that differ by up to {message['golden_difference']} grey levels"
-            )
-
-    def died(self) -> None:
-        """A worker died while it loaded the version."""
-        self._deaths += 1
-        if self._deaths > _MAX_REPLAYS:
-            self._refuse(f"{self.line.artifact.address}: workers died {self._deaths} times while loading it")
-
-    def check(self, workers: Sequence[Worker]) -> None:
-        """Be done once all `workers`, and at least one, have loaded the version."""
-        if not self._outcome.done() and workers and all(self.line in worker.loaded for worker in workers):
-            self._outcome.set_result(None)
-
-    def _refuse(self, reason: str) -> None:
-        if not self._outcome.done():
-            self._outcome.set_exception(VersionRefused(reason))
-
-    async def settled(self, timeout_s: float) -> None:
-        """Return when every worker has loaded the version. Raises VersionRefused."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._outcome
-        except TimeoutError:
-            raise VersionRefused(
-                f"{self.line.artifact.address}: not every worker has loaded it after {timeout_s:g} s"
-            ) from None

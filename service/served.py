@@ -135,6 +135,8 @@ class ServedModels:
             pass  # it was logged; a folder that is still being copied changes, and is tried again
         except (ContractError, OSError) as error:
             logger.warning("the store could not be read for %s: %s", name, error)
+        except Exception:  # the watch goes on whatever happens
+            logger.exception("%s could not follow the store", name)
 
 
 def _verified(store: Store, address: str) -> Artifact:

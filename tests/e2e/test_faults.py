@@ -60,6 +60,21 @@ def test_a_row_that_kills_every_worker_is_a_500_and_its_neighbours_are_made(
     assert server.metric("ganserve_worker_restarts_total", model="toy") == 4  # once, twice again, once alone
 
 
+def test_a_server_whose_workers_only_die_is_not_ready_until_one_makes_an_image(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "5")
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 5)
+
+    for worker in server.workers():
+        worker.kill()
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 5)
+    looping = server.http.get("/readyz")
+    made = server.http.post("/v1/samples", json={"seed": 1})
+
+    assert (looping.status_code, made.status_code) == (503, 200)
+    assert "workers of toy died 5 times and finished nothing between" in looping.json()["error"]
+    assert server.http.get("/readyz").status_code == 200
+
+
 def test_a_model_whose_workers_die_leaves_the_other_its_workers_and_its_speed(
     serve: Serve, tmp_path: Path
 ) -> None:

@@ -400,6 +400,20 @@ def test_a_worker_that_hangs_is_killed_and_its_rows_go_to_another(artifact: Arti
     stage.run(scenario)
 
 
+def test_a_worker_that_never_finishes_loading_is_killed(artifact: Artifact) -> None:
+    stage = Stage(artifact, worker_timeout_s=0.2, load_timeout_s=1)
+
+    async def scenario() -> None:
+        worker = stage.newcomer()
+        await asyncio.sleep(0.8)
+        assert not worker.process.killed
+        await asyncio.sleep(0.4)
+
+        assert worker.process.killed
+
+    stage.run(scenario)
+
+
 def test_a_slow_row_is_given_twenty_times_its_measured_cost(artifact: Artifact) -> None:
     stage = Stage(artifact, worker_timeout_s=0.1)
 
