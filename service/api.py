@@ -22,7 +22,6 @@ from service.containers import pack
 from service.encoding import (
     IMAGE_FORMATS,
     MEDIA_TYPES,
-    EncodedImage,
     Format,
     encode_npy,
     encode_walk,
@@ -49,7 +48,7 @@ from service.openapi import (
 from service.pages import add_pages
 from service.provenance import DIGEST_DIGITS, ImageAddress
 from service.rows import Rows
-from service.sampler import ModelSampler
+from service.sampler import ModelSampler, named_images
 from service.schema import (
     ImageQuery,
     SampleRequest,
@@ -134,9 +133,9 @@ class _Routes:
         if wanted.sign and signer is not None:
             images = await self._serving.finish(ticket, partial(signer.sign_all, images, fmt))
         if _is_single(wanted):
-            data = images[0].data
+            data = images[0]
         else:
-            data = await self._serving.finish(ticket, partial(_pack, images, wanted, sampler))
+            data = await self._serving.finish(ticket, partial(_pack, ticket.rows, images, wanted, sampler))
         response = _answer(request, sampler, data, media_type, ticket)
         if wanted.sign:
             response.headers["Cache-Control"] = "no-store"  # another signature each time
@@ -179,7 +178,7 @@ class _Routes:
             del response.headers["content-length"]  # 0 would say that the image is empty
             return response
         ticket = await self._serving.make(sampler, rows, fmt, "image", connection_of(request.scope))
-        response = _answer(request, sampler, ticket.images[0].data, media_type, ticket)
+        response = _answer(request, sampler, ticket.images[0], media_type, ticket)
         response.headers.update(headers)
         return response
 
@@ -305,8 +304,9 @@ def _media_type_of(wanted: SampleRequest) -> str:
 # -- answers --------------------------------------------------------------------------------------
 
 
-def _pack(images: list[EncodedImage], wanted: SampleRequest, sampler: ModelSampler) -> bytes:
+def _pack(rows: Rows, files: list[bytes], wanted: SampleRequest, sampler: ModelSampler) -> bytes:
     assert sampler.rendering is not None  # it made the images
+    images = named_images(sampler.artifact.manifest, rows, files)
     return pack(wanted.container or "zip", images, wanted.format, sampler.rendering)
 
 

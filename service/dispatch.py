@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from service.batching import Segment
 from service.channel import Channel, Process
+from service.encoding import FORMATS, Format
 from service.errors import (
     Overloaded,
     ServiceError,
@@ -125,6 +126,11 @@ class Dispatcher:
         # Each encoder has a microbatch in hand and one that waits: more would only take memory.
         self._max_rows_to_encode = 2 * settings.encode_pool_threads * settings.max_microbatch
         self._rows_to_encode = 0
+        # On a GPU the worker's one process keeps the device busy, and files are made in this one.
+        in_worker = FORMATS if settings.accelerator == "cpu" else ()
+        self._format_codes: dict[Format | None, int] = {
+            fmt: 1 + FORMATS.index(fmt) if fmt in in_worker else 0 for fmt in (None, *FORMATS)
+        }
         self._watch_s = min(1.0, settings.worker_timeout_s / 4)
         self._watched = 0.0
         self._watcher: asyncio.TimerHandle | None = None
@@ -307,33 +313,30 @@ class Dispatcher:
     def _done(self, worker: Worker, message: dict[str, Any]) -> None:
         batch, slot = worker.running.pop(message["done"])
         started = time.perf_counter()
-        images = worker.slots[batch.line][slot].images[: batch.rows].copy()  # [rows, H, W, C]
+        portions = portions_of(batch, worker.slots[batch.line][slot])
         output_s = time.perf_counter() - started
-        # The pixels are ours now, so the slot may take the next microbatch.
+        # The images are ours now, so the slot may take the next microbatch.
         worker.free_slots.append(slot)
         worker.busy_since = time.monotonic()
         self._deaths = 0
         device_s = message["device_s"]
-        batch.line.size.measured(batch.rows, device_s)
+        busy_s = device_s + sum(portion.encode_s for portion in portions)
+        batch.line.size.measured(batch.rows, busy_s)
         self._pump()  # the device first: requests can wait for their pixels while it works
 
         metrics = self._metrics
         metrics.device_seconds.labels(self.name).observe(device_s)
-        metrics.worker_busy_seconds.labels(self.name).inc(device_s)
+        metrics.worker_busy_seconds.labels(self.name).inc(busy_s)
         metrics.batch_rows.labels(self.name).observe(batch.rows)
         metrics.batches.labels(self.name, batch.rows).inc()  # the CPU provider runs any number: no padding
         batch.line.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
-        row, portions = 0, []
         for segment in batch.segments:
-            ticket, rows = segment.request, len(segment)
-            timing = ticket.timing
-            queue_s = message["started"] - ticket.accepted
+            timing = segment.request.timing
+            queue_s = message["started"] - segment.request.accepted
             timing.queue_s = min(timing.queue_s, queue_s) if timing.device_s else queue_s
             timing.device_s += device_s
             timing.input_s += batch.input_s
             timing.output_s += output_s
-            portions.append(Portion(ticket, segment.start, images[row : row + rows]))
-            row += rows
         batch.line.deliver(portions)
 
     def _failed(self, worker: Worker, message: dict[str, Any]) -> None:
@@ -555,6 +558,7 @@ class Dispatcher:
             slot.seeds[there] = rows.seeds[here]
             slot.class_idx[there] = rows.class_idx[here]
             slot.truncation_psi[there] = rows.truncation_psi[here]
+            slot.formats[there] = self._format_codes[segment.request.fmt]
             if rows.latents is not None:
                 slot.latents[there] = rows.latents[here]
             row += len(segment)
@@ -569,3 +573,23 @@ class Dispatcher:
             worker.channel.send(order)
         except OSError:  # never for a full buffer: a few packets of some hundred bytes are out at most
             logger.debug("%s: worker %d is gone; its end-of-file will say so", self.name, worker.process.pid)
+
+
+def portions_of(batch: Microbatch, slot: Slot) -> list[Portion]:
+    """What a worker made of `batch`, taken out of its slot: files where it wrote files, else pixels."""
+    file_bytes, encode_s = slot.file_bytes[: batch.rows].tolist(), slot.encode_s[: batch.rows].tolist()
+    row, portions = 0, []
+    for segment in batch.segments:
+        offset = segment.start - row
+        end = row + len(segment)
+        while row < end:
+            first, is_file = row, file_bytes[row] > 0
+            while row < end and (file_bytes[row] > 0) is is_file:
+                row += 1
+            if is_file:
+                files = [slot.made[one, : file_bytes[one]].tobytes() for one in range(first, row)]
+                took_s = sum(encode_s[first:row])
+                portions.append(Portion(segment.request, first + offset, files, took_s))
+            else:
+                portions.append(Portion(segment.request, first + offset, slot.images[first:row].copy()))
+    return portions

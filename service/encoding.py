@@ -29,6 +29,7 @@ from PIL import Image
 
 Format = Literal["png", "jpg", "webp", "npy"]
 
+FORMATS: Final[tuple[Format, ...]] = ("png", "jpg", "webp", "npy")
 IMAGE_FORMATS: Final[tuple[Format, ...]] = ("png", "jpg", "webp")
 MEDIA_TYPES: Final[dict[str, str]] = {
     "png": "image/png",

@@ -19,7 +19,6 @@ from service.encoding import Format
 from service.errors import StartError
 from service.provenance import Rendering
 from service.rows import Rows
-from service.sampler import encoded_image
 from service.session import Session
 from service.signing import ImageSigner
 
@@ -60,7 +59,7 @@ def sample_to_folder(
             rows = Rows.of_seeds(manifest, seeds[start : start + microbatch], class_idx, truncation_psi)
             latents = rows.drawn_latents(sampler)  # [n, z_dim] float32
             images = session.run(latents, rows.class_idx, rows.truncation_psi)  # [n, H, W, C] uint8
-            pending.append(encoders.submit(_write, artifact, rendering, rows, images, out, fmt, signer))
+            pending.append(encoders.submit(_write, rendering, rows, images, out, fmt, signer))
             if len(pending) > 4:  # encoding must not fall behind without bound
                 written += pending.pop(0).result()
                 yield written
@@ -70,7 +69,6 @@ def sample_to_folder(
 
 
 def _write(
-    artifact: Artifact,
     rendering: Rendering,
     rows: Rows,
     images: np.ndarray,
@@ -79,9 +77,12 @@ def _write(
     signer: ImageSigner | None,
 ) -> int:
     for row, pixels in enumerate(images):
-        image = encoded_image(artifact, rendering, rows, row, pixels, fmt)
-        data = image.data if signer is None else signer.sign(image.data, fmt)
-        target = out / f"{image.name}.{fmt}"
+        data = rendering.encode(
+            pixels, fmt, rows.seed(row), int(rows.class_idx[row]), float(rows.truncation_psi[row])
+        )
+        if signer is not None:
+            data = signer.sign(data, fmt)
+        target = out / f"{rows.name(row)}.{fmt}"
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             temporary.write_bytes(data)

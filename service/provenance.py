@@ -16,11 +16,12 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from models.errors import InvalidValue, show
 from models.manifest import MAX_VERSION, Manifest, canonical_json, check_name
 from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
-from service.encoding import Format, encoder_id
+from service.encoding import Format, encode_image, encoder_id
 from service.rows import MAX_WALK_FRAMES
 
 DIGEST_DIGITS = 12
@@ -68,6 +69,7 @@ class Rendering:
         self.render_id: str = hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
         """16 hex that name everything besides the digest that could change an image's bytes."""
         self.marks = marks
+        self._has_classes = manifest.num_classes > 0
         self.model = manifest.name
         self.version = manifest.version
         self.digest = manifest.digest
@@ -75,6 +77,18 @@ class Rendering:
             model=name, version=version, digest=self.digest, render_id=self.render_id
         ).encode()
         self._tail = _PACKET_TAIL.encode()
+
+    def encode(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        fmt: Format,
+        seed: int | None,
+        class_idx: int,
+        truncation_psi: float,
+    ) -> bytes:
+        """One image [H, W, C] uint8 as a marked file; `class_idx` counts where the model has classes."""
+        mark = self.mark(seed, class_idx if self._has_classes else None, truncation_psi)
+        return encode_image(pixels, fmt, mark)
 
     def mark(self, seed: int | None, class_idx: int | None, truncation_psi: float) -> bytes | None:
         """The XMP packet of one image; None where marks are off. `seed` None: its latents were given."""

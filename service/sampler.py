@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
-import numpy as np
-import numpy.typing as npt
-
+from models.manifest import Manifest
 from models.store import Artifact
 from service.batching import Priority
 from service.dispatch import Dispatcher
-from service.encoding import EncodedImage, Format, encode_image
+from service.encoding import EncodedImage, Format
 from service.errors import ServiceError
 from service.line import Line
 from service.metrics import Metrics
@@ -83,13 +81,15 @@ class ModelSampler:
             statistics.fail.add(seconds)
 
     def _deliver(self, portions: list[Portion]) -> None:
-        """Place the pixels of one microbatch; send those that become files to be encoded."""
+        """Place what one microbatch made; pixels that become files are sent to be encoded."""
         to_encode = []
         for portion in portions:
-            if portion.ticket.ended:
+            ticket = portion.ticket
+            if ticket.ended:
                 continue
-            if portion.ticket.fmt is None:
-                portion.ticket.place(portion.start, portion.images)
+            if ticket.fmt is None or isinstance(portion.images, list):
+                ticket.timing.encode_s += portion.encode_s
+                ticket.place(portion.start, portion.images)
             else:
                 to_encode.append(portion)
         if to_encode:
@@ -100,50 +100,48 @@ class ModelSampler:
         """Encode one microbatch's images, in a thread of the pool."""
         rendering = self.rendering
         assert rendering is not None  # a worker made these pixels
-        files: list[tuple[list[EncodedImage], float] | Exception] = []
+        encoded: list[Portion | Exception] = []
         for portion in portions:
             ticket = portion.ticket
-            assert ticket.fmt is not None
-            if ticket.ended:  # while its pixels waited for this thread
-                files.append(([], 0.0))
-                continue
             started = time.perf_counter()
             try:
-                encoded = [
-                    encoded_image(
-                        self.artifact, rendering, ticket.rows, portion.start + offset, pixels, ticket.fmt
-                    )
-                    for offset, pixels in enumerate(portion.images)
-                ]
-                files.append((encoded, time.perf_counter() - started))
+                # None where the request ended while its pixels waited for this thread.
+                files = [] if ticket.ended else encoded_files(rendering, portion)
+                encoded.append(Portion(ticket, portion.start, files, time.perf_counter() - started))
             except Exception as error:  # out of memory, say: this request fails, not its neighbours
-                files.append(error)
-        loop.call_soon_threadsafe(self._encoded, portions, files)
+                encoded.append(error)
+        loop.call_soon_threadsafe(self._encoded, portions, encoded)
 
-    def _encoded(
-        self, portions: list[Portion], files: list[tuple[list[EncodedImage], float] | Exception]
-    ) -> None:
+    def _encoded(self, portions: list[Portion], encoded: list[Portion | Exception]) -> None:
         self.dispatcher.to_encode(-sum(len(portion.images) for portion in portions))
-        for portion, made in zip(portions, files, strict=True):
-            if isinstance(made, Exception):
-                portion.ticket.fail(made)
-                continue
-            encoded, encode_s = made
-            portion.ticket.timing.encode_s += encode_s
-            portion.ticket.place(portion.start, encoded)
+        for portion, files in zip(portions, encoded, strict=True):
+            if isinstance(files, Exception):
+                portion.ticket.fail(files)
+            else:
+                self._deliver([files])
 
 
-def encoded_image(
-    artifact: Artifact,
-    rendering: Rendering,
-    rows: Rows,
-    row: int,
-    pixels: npt.NDArray[np.uint8],
-    fmt: Format,
-) -> EncodedImage:
-    """One row's pixels [H, W, C] as its file: what endpoint and offline runs both write."""
-    seed = rows.seed(row)
-    class_idx = int(rows.class_idx[row]) if artifact.manifest.num_classes else None
-    psi = float(rows.truncation_psi[row])
-    data = encode_image(pixels, fmt, rendering.mark(seed, class_idx, psi))
-    return EncodedImage(rows.name(row), seed, class_idx, psi, data)
+def encoded_files(rendering: Rendering, portion: Portion) -> list[bytes]:
+    """The pixels of `portion` as files of its request's format."""
+    rows, fmt = portion.ticket.rows, portion.ticket.fmt
+    assert fmt is not None
+    return [
+        rendering.encode(
+            pixels, fmt, rows.seed(row), int(rows.class_idx[row]), float(rows.truncation_psi[row])
+        )
+        for row, pixels in enumerate(portion.images, portion.start)
+    ]
+
+
+def named_images(manifest: Manifest, rows: Rows, files: Sequence[bytes]) -> list[EncodedImage]:
+    """Each of `rows` with its file and what names it."""
+    return [
+        EncodedImage(
+            rows.name(row),
+            rows.seed(row),
+            int(rows.class_idx[row]) if manifest.num_classes else None,
+            float(rows.truncation_psi[row]),
+            file,
+        )
+        for row, file in enumerate(files)
+    ]

@@ -150,6 +150,7 @@ class GanServer(LitServer):
             accelerator=settings.accelerator,
             threads=settings.threads,
             strict=settings.strict,
+            marks=settings.marks,
             channel=self._address,
         )
         return GeneratorAPI(worker, artifact.manifest.name)

@@ -15,7 +15,6 @@ import io
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ import numpy as np
 
 from models.errors import show
 from service import __version__
-from service.encoding import MEDIA_TYPES, EncodedImage, Format, encode_image
+from service.encoding import MEDIA_TYPES, Format, encode_image
 from service.errors import StartError
 from service.provenance import SOURCE_TYPE
 from service.settings import SignFiles
@@ -88,9 +87,9 @@ class ImageSigner:
             builder.sign(MEDIA_TYPES[fmt], io.BytesIO(data), signed)
         return signed.getvalue()
 
-    def sign_all(self, images: Sequence[EncodedImage], fmt: Format) -> list[EncodedImage]:
+    def sign_all(self, files: Sequence[bytes], fmt: Format) -> list[bytes]:
         """The same images, each file signed."""
-        return [replace(image, data=self.sign(image.data, fmt)) for image in images]
+        return [self.sign(file, fmt) for file in files]
 
     def close(self) -> None:
         """Let go of the certificate; the next call reads it again."""

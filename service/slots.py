@@ -8,15 +8,19 @@ It is reserved whole at start, so that too little memory is a sentence, not a SI
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from models.manifest import Manifest
 from service.errors import StartError
+
+_FILE_OVERHEAD_BYTES: Final = 4096  # marks, tables and headers of a file beyond its pixels
 
 LATENTS_GIVEN = -1
 """In `seeds`: this row's latents were given by the caller, and no seed names them."""
@@ -43,10 +47,22 @@ class SlotLayout:
                 ("class_idx", np.int64, (self.rows,)),
                 ("latents", np.float32, (self.rows, self.z_dim)),
                 ("truncation_psi", np.float32, (self.rows,)),
-                ("images", np.uint8, (self.rows, *self.img_shape)),
+                ("formats", np.uint8, (self.rows,)),
+                ("encode_s", np.float64, (self.rows,)),
+                ("file_bytes", np.int64, (self.rows,)),
+                (
+                    "made",
+                    np.uint8,
+                    (self.rows, self.pixel_bytes * 17 // 16 + _FILE_OVERHEAD_BYTES),
+                ),
             ],
             align=True,
         )
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one image's pixels."""
+        return math.prod(self.img_shape)
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,16 @@ class Slot:
     """[rows, z_dim]"""
     truncation_psi: npt.NDArray[np.float32]
     """[rows]"""
+    formats: npt.NDArray[np.uint8]
+    """[rows]; what the worker encodes: 1 + the place in `encoding.FORMATS`, 0 for pixels"""
+    encode_s: npt.NDArray[np.float64]
+    """[rows]; what encoding took, written by the worker"""
+    file_bytes: npt.NDArray[np.int64]
+    """[rows]; written by the worker: how long the file in `made` is, 0 where `made` holds pixels"""
+    made: npt.NDArray[np.uint8]
+    """[rows, bytes]; written by the worker: each row's file, or its pixels"""
     images: npt.NDArray[np.uint8]
-    """[rows, H, W, C]; written by the worker"""
+    """[rows, H, W, C]: `made` as pixels"""
 
 
 def create_memory(layout: SlotLayout, slots: int) -> int:
@@ -84,4 +108,10 @@ def map_slots(fd: int, layout: SlotLayout, slots: int) -> list[Slot]:
     """Map the memory behind `fd`; the mapping lives as long as a returned view does."""
     memory = mmap.mmap(fd, layout.dtype.itemsize * slots)
     records = np.ndarray((slots,), dtype=layout.dtype, buffer=memory)
-    return [Slot(**{name: record[name] for name in layout.dtype.names or ()}) for record in records]
+    return [_slot(record, layout) for record in records]
+
+
+def _slot(record: Any, layout: SlotLayout) -> Slot:
+    fields = {name: record[name] for name in layout.dtype.names or ()}
+    images = fields["made"][:, : layout.pixel_bytes].reshape(layout.rows, *layout.img_shape)  # no copy
+    return Slot(**fields, images=images)

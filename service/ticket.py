@@ -72,7 +72,7 @@ class Ticket:
         """What the images become: files of this format; None for pixels."""
         n = len(rows)
         self.images: Any = np.empty((n, *img_shape), dtype=np.uint8) if fmt is None else [None] * n
-        """[N, H, W, C] uint8, or a list of N EncodedImage."""
+        """[N, H, W, C] uint8, or a list of N files."""
         self.accepted = time.monotonic()
         self.timeout_s = math.inf
         """From accepted until it must be answered."""
@@ -115,5 +115,7 @@ class Portion:
     ticket: Ticket
     start: int
     """The first one's row in the request."""
-    images: npt.NDArray[np.uint8]
-    """[n, H, W, C]"""
+    images: npt.NDArray[np.uint8] | list[bytes]
+    """[n, H, W, C], or n files"""
+    encode_s: float = 0.0
+    """What making the files took."""
