@@ -66,7 +66,8 @@ def test_a_server_whose_workers_only_die_is_not_ready_until_one_makes_an_image(s
 
     for worker in server.workers():
         worker.kill()
-    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 5)
+    wait_for(lambda: server.metric("ganserve_worker_restarts_total", model="toy") == 5)
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") > 0)
     looping = server.http.get("/readyz")
     made = server.http.post("/v1/samples", json={"seed": 1})
 
