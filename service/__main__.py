@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(SignAlgorithm),
         help="of that key; default: es256",
     )
+    sample.add_argument("--accelerator", default="cpu", choices=["cpu", "cuda"])
     sample.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
     sample.set_defaults(run=_sample)
 
@@ -165,6 +166,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         class_idx=arguments.class_idx,
         truncation_psi=arguments.truncation_psi,
         fmt=arguments.format,
+        accelerator=arguments.accelerator,
         threads=arguments.threads,
         marks=arguments.marks,
         signer=_signer(arguments),

@@ -8,7 +8,7 @@ larger than a microbatch is split over several. Interactive requests come before
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Literal, TypeVar
 
@@ -128,32 +128,57 @@ class PriorityRowQueue(Generic[T]):
         return interactive + batch
 
 
+def bucket_of(rows: int, buckets: Sequence[int]) -> int:
+    """The smallest of the ascending `buckets` that holds `rows`; `rows` itself where there are none."""
+    return next((bucket for bucket in buckets if bucket >= rows), buckets[-1]) if buckets else rows
+
+
 class MicrobatchSize:
     """How many rows one microbatch may hold: at most `max_rows`, at most `max_s` of device time.
 
-    The cost of a row is an exponentially weighted mean of what was measured; until something was,
-    `max_rows` holds.
+    Costs are exponentially weighted means of what was measured; until something was, `max_rows` holds.
+    Without buckets a row has a cost. With them a bucket has, however many of its rows are padding: no more
+    than a larger one, and no more than its share of a smaller one's, so that one slow run is soon forgotten.
     """
 
     _WEIGHT = 0.2
 
-    def __init__(self, max_rows: int, max_s: float) -> None:
+    def __init__(self, max_rows: int, max_s: float, buckets: Sequence[int] = ()) -> None:
         self._max_rows = max_rows
         self._max_s = max_s
-        self._row_s: float | None = None
+        self._buckets = buckets
+        self._costs_s: dict[int, float] = {}  # by bucket; without buckets that of one row
 
     @property
     def row_s(self) -> float | None:
-        """Measured device seconds a row, or None before the first measurement."""
-        return self._row_s
+        """Measured device seconds a row (with buckets: in a full microbatch), or None before the first."""
+        return self.seconds(self.rows) / self.rows if self._costs_s else None
 
     @property
     def rows(self) -> int:
-        if not self._row_s:
+        if not self._costs_s:
             return self._max_rows
-        return max(1, min(self._max_rows, int(self._max_s / self._row_s)))
+        if not self._buckets:
+            row_s = self._costs_s[1]
+            return max(1, min(self._max_rows, int(self._max_s / row_s))) if row_s else self._max_rows
+        quick = [bucket for bucket in self._buckets if self.seconds(bucket) <= self._max_s]
+        return min(self._max_rows, quick[-1] if quick else self._buckets[0])
+
+    def fit(self, waiting: int) -> int:
+        """How many of `waiting` rows to take: with no more padding than rows, where a bucket allows."""
+        rows = min(waiting, self.rows)
+        if bucket_of(rows, self._buckets) <= 2 * rows:
+            return rows
+        return max((bucket for bucket in self._buckets if bucket < rows), default=rows)
+
+    def seconds(self, rows: int) -> float:
+        """What a microbatch of `rows` rows should take; 0 before the first measurement."""
+        bucket = bucket_of(rows, self._buckets)
+        costs = (cost_s * max(1.0, bucket / size) for size, cost_s in self._costs_s.items())
+        return min(costs, default=0.0)
 
     def measured(self, rows: int, device_s: float) -> None:
-        """Take in that `rows` rows took `device_s` seconds."""
-        row_s = device_s / rows
-        self._row_s = row_s if self._row_s is None else self._row_s + self._WEIGHT * (row_s - self._row_s)
+        """Take in that `rows` rows, padding among them, took `device_s` seconds."""
+        size, cost_s = (rows, device_s) if self._buckets else (1, device_s / rows)
+        before_s = self._costs_s.get(size, cost_s)
+        self._costs_s[size] = before_s + self._WEIGHT * (cost_s - before_s)

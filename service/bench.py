@@ -35,7 +35,7 @@ from models.store import Artifact, Store
 from service.encoding import Format, encode_image, encode_npy
 from service.errors import StartError
 from service.session import Session
-from service.settings import Settings
+from service.settings import Accelerator, DeviceOptions, Settings
 
 _START_S: Final = 60.0
 _ENDS_WITHIN_S: Final = 30.0
@@ -148,9 +148,10 @@ def bench(
     started = time.monotonic()
     with _server(settings.port, flags) as server, _in_process(settings, artifact) as limits:
         first_image_s = _first_image(settings.port, server) - started
+        workers = settings.devices * settings.workers_per_model
         yield (
-            f"{artifact.address}, {settings.accelerator}, {settings.workers_per_model} workers x "
-            f"{settings.threads} threads, {os.cpu_count()} CPUs, median of {rounds} rounds of {seconds:g} s\n"
+            f"{artifact.address}, {settings.accelerator}, {workers} workers x {settings.threads} threads, "
+            f"{os.cpu_count()} CPUs, median of {rounds} rounds of {seconds:g} s\n"
         )
         yield HEADER
         with multiprocessing.get_context("spawn").Pool(1) as client:
@@ -373,16 +374,20 @@ async def _open_loop(port: int, case: Case, seconds: float) -> Load:
 @contextmanager
 def _in_process(settings: Settings, artifact: Artifact) -> Iterator[Callable[[Case, float], Limit]]:
     """Give the function that measures the in-process limit: as many processes as the server has workers."""
-    processes = settings.workers_per_model
+    processes = settings.devices * settings.workers_per_model
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(processes)
-    opened = (settings.store, artifact.address, settings.accelerator, settings.threads, barrier)
+    devices = spawn.SimpleQueue()
+    for number in range(processes):
+        devices.put(number % settings.devices)
+    runs_on = (settings.accelerator, settings.threads, settings.device_options)
+    opened = (settings.store, artifact.address, *runs_on, devices, barrier)
     with spawn.Pool(processes, _open_session, opened) as pool:
 
         def limit(case: Case, seconds: float) -> Limit:
             # One client alone never fills a microbatch: its limit is one row a run, in one process.
             alone = case.clients == case.n == 1 and case.rate is None
-            batch, busy = (1, 1) if alone else (settings.max_microbatch, processes)
+            batch, busy = (1, 1) if alone else (settings.microbatch_rows, processes)
             return _limit(pool, busy, batch, case.format, seconds)
 
         yield limit
@@ -397,8 +402,17 @@ def _limit(pool: Pool, processes: int, batch: int, fmt: Format, seconds: float) 
 _here: dict[str, Any] = {}  # of one process of the pool: its session and the barrier
 
 
-def _open_session(store: Path, address: str, accelerator: Any, threads: int, barrier: Any) -> None:
-    _here.update(session=Session(Store(store).resolve(address), accelerator, threads), barrier=barrier)
+def _open_session(
+    store: Path,
+    address: str,
+    accelerator: Accelerator,
+    threads: int,
+    options: DeviceOptions,
+    devices: Any,
+    barrier: Any,
+) -> None:
+    session = Session(Store(store).resolve(address), accelerator, threads, devices.get(), options)
+    _here.update(session=session, barrier=barrier)
 
 
 def _make_images(batch: int, fmt: Format, seconds: float, together: bool) -> tuple[int, float, float]:

@@ -124,7 +124,7 @@ class Dispatcher:
         self._next_run = 0
         self._deaths = 0  # since a microbatch was finished
         # Each encoder has a microbatch in hand and one that waits: more would only take memory.
-        self._max_rows_to_encode = 2 * settings.encode_pool_threads * settings.max_microbatch
+        self._max_rows_to_encode = 2 * settings.encode_pool_threads * settings.microbatch_rows
         self._rows_to_encode = 0
         # On a GPU the worker's one process keeps the device busy, and files are made in this one.
         in_worker = FORMATS if settings.accelerator == "cpu" else ()
@@ -300,7 +300,9 @@ class Dispatcher:
             logger.error("%s: worker %d refused: %s", self.name, worker.process.pid, message["error"])
         else:
             worker.loaded[line] = worker.loading_since
-            line.device = DeviceFacts(message["provider"], message["runtime"], message["golden_difference"])
+            line.device = DeviceFacts(
+                message["provider"], message["runtime"], message["golden_difference"], message["arithmetic"]
+            )
         if line is self.line and line in worker.loaded:
             self._publish(1)
             self._on_ready()
@@ -321,14 +323,16 @@ class Dispatcher:
         self._deaths = 0
         device_s = message["device_s"]
         busy_s = device_s + sum(portion.encode_s for portion in portions)
-        batch.line.size.measured(batch.rows, busy_s)
+        bucket = message["bucket"]
+        batch.line.size.measured(bucket, busy_s)
         self._pump()  # the device first: requests can wait for their pixels while it works
 
         metrics = self._metrics
         metrics.device_seconds.labels(self.name).observe(device_s)
         metrics.worker_busy_seconds.labels(self.name).inc(busy_s)
         metrics.batch_rows.labels(self.name).observe(batch.rows)
-        metrics.batches.labels(self.name, batch.rows).inc()  # the CPU provider runs any number: no padding
+        metrics.batches.labels(self.name, bucket).inc()
+        metrics.padding_rows.labels(self.name).inc(bucket - batch.rows)
         batch.line.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
         for segment in batch.segments:
             timing = segment.request.timing
@@ -419,7 +423,7 @@ class Dispatcher:
         if row_s is None:  # nothing is known yet of what a row costs
             limit_s = max(settings.load_timeout_s, settings.worker_timeout_s)
         else:
-            limit_s = settings.worker_timeout_s + _SLOW_FACTOR * row_s * batch.rows
+            limit_s = settings.worker_timeout_s + _SLOW_FACTOR * batch.line.size.seconds(batch.rows)
         if now - worker.busy_since <= limit_s:
             return None
         return f"a microbatch of {batch.rows} rows is not finished after {limit_s:.1f} s"
@@ -527,7 +531,7 @@ class Dispatcher:
         idle = [worker for worker in able if not worker.running]
         if idle:
             rested = min(idle, key=lambda worker: worker.last_run)
-            return rested, min(cap, max(1, math.ceil(waiting / len(idle))))
+            return rested, line.size.fit(math.ceil(waiting / len(idle)))
         if waiting < cap:
             return None
         return next(((worker, cap) for worker in able if self._ends_soon(worker)), None)
@@ -535,8 +539,7 @@ class Dispatcher:
     def _ends_soon(self, worker: Worker) -> bool:
         """True if `worker` will need its next microbatch now; else it is asked again when it will."""
         batch, _ = next(iter(worker.running.values()))
-        busy_s = batch.rows * (batch.line.size.row_s or 0.0)
-        early_s = worker.busy_since + busy_s - _FORM_AHEAD_S - time.monotonic()
+        early_s = worker.busy_since + batch.line.size.seconds(batch.rows) - _FORM_AHEAD_S - time.monotonic()
         if early_s <= 0:
             return True
         if worker.alarm is None:

@@ -19,6 +19,7 @@
     └── WorkerCrashed     these rows killed every worker that took them
 
     StartError            the server cannot start; one sentence for the operator
+    DeviceLost            a worker's device runs nothing any more: the worker ends, and another starts
 
 Which HTTP status each becomes is one table in `service.http_errors`. Each takes its message first.
 """
@@ -103,3 +104,7 @@ class WorkerCrashed(ServiceError):
 
 class StartError(Exception):
     """The server or an offline run cannot start. The message is one sentence for the operator."""
+
+
+class DeviceLost(Exception):
+    """The device runs nothing any more in this process."""

@@ -29,6 +29,8 @@ class DeviceFacts:
     runtime_version: str
     golden_difference: int
     """Largest grey-level difference of the golden rows replayed when it was loaded; 0 is bit-exact."""
+    arithmetic: str = ""
+    """What else decides its pixels, as `Session.arithmetic`."""
 
 
 class Line:
@@ -42,9 +44,11 @@ class Line:
         """Names it to workers."""
         self.artifact = artifact
         self.deliver = deliver
-        self.layout = SlotLayout.of(artifact.manifest, settings.max_microbatch)
+        max_rows = settings.microbatch_rows
+        self.layout = SlotLayout.of(artifact.manifest, max_rows)
         self.queue: PriorityRowQueue[Ticket] = PriorityRowQueue()
-        self.size = MicrobatchSize(settings.max_microbatch, settings.max_microbatch_ms / 1000)
+        buckets = settings.device_options.buckets_on(settings.accelerator)
+        self.size = MicrobatchSize(max_rows, settings.max_microbatch_ms / 1000, buckets)
         self.statistics = Statistics()
         self.device: DeviceFacts | None = None
         """None until the first worker has loaded it."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -20,7 +21,10 @@ from service.errors import StartError
 from service.provenance import Rendering
 from service.rows import Rows
 from service.session import Session
+from service.settings import CUDA_BUCKETS, Accelerator
 from service.signing import ImageSigner
+
+_MICROBATCH: Final = 16
 
 
 def sample_to_folder(
@@ -31,7 +35,7 @@ def sample_to_folder(
     class_idx: int | None = None,
     truncation_psi: float | None = None,
     fmt: Format = "png",
-    microbatch: int = 16,
+    accelerator: Accelerator = "cpu",
     threads: int = 1,
     marks: bool = True,
     signer: ImageSigner | None = None,
@@ -43,9 +47,10 @@ def sample_to_folder(
     Raises InvalidValue for parameters the model does not have, StartError for a folder that
     cannot be written.
     """
-    session = Session(artifact, threads=threads)
+    session = Session(artifact, accelerator, threads)
+    microbatch = CUDA_BUCKETS[-1] if accelerator == "cuda" else _MICROBATCH
     manifest = artifact.manifest
-    rendering = Rendering(manifest, session.provider, session.runtime_version, marks)
+    rendering = Rendering(manifest, session.provider, session.runtime_version, marks, session.arithmetic)
     sampler = LatentSampler(manifest.z_dim, manifest.prior)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,10 @@ class Rendering:
     Made once a model; `mark` costs about a microsecond an image.
     """
 
-    def __init__(self, manifest: Manifest, provider: str, runtime_version: str, marks: bool) -> None:
+    def __init__(
+        self, manifest: Manifest, provider: str, runtime_version: str, marks: bool, arithmetic: str = ""
+    ) -> None:
+        """`arithmetic`: what else decides the pixels, as `Session.arithmetic`."""
         name, version = html.escape(manifest.name), str(manifest.version)
         facts = {
             "encoder": encoder_id(),
@@ -66,6 +69,8 @@ class Rendering:
             "provider": provider,
             "runtime": runtime_version,
         }
+        if arithmetic:
+            facts["arithmetic"] = arithmetic
         self.render_id: str = hashlib.sha256(canonical_json(facts)).hexdigest()[:16]
         """16 hex that name everything besides the digest that could change an image's bytes."""
         self.marks = marks

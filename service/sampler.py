@@ -56,7 +56,9 @@ class ModelSampler:
         device = self.line.device
         if self._rendering is None and device is not None:
             manifest = self.artifact.manifest
-            self._rendering = Rendering(manifest, device.provider, device.runtime_version, self._marks)
+            self._rendering = Rendering(
+                manifest, device.provider, device.runtime_version, self._marks, device.arithmetic
+            )
         return self._rendering
 
     def submit(self, rows: Rows, fmt: Format | None, priority: Priority = "interactive") -> Ticket:

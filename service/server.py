@@ -134,6 +134,7 @@ class GanServer(LitServer):
         super().__init__(
             [self._api(artifact) for artifact in artifacts],
             accelerator=settings.accelerator,
+            devices=settings.devices if settings.accelerator == "cuda" else "auto",
             workers_per_device=settings.workers_per_model,
             timeout=False,
             restart_workers=True,
@@ -149,6 +150,7 @@ class GanServer(LitServer):
             store=str(settings.store),
             accelerator=settings.accelerator,
             threads=settings.threads,
+            options=settings.device_options,
             strict=settings.strict,
             marks=settings.marks,
             channel=self._address,

@@ -8,6 +8,9 @@ imported here only, and only when a session is opened.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,13 +19,29 @@ import numpy.typing as npt
 from models.errors import DamagedArtifact
 from models.golden import Golden
 from models.manifest import GOLDEN_FILE, GRAPH_FILE
+from models.sampling import LatentSampler
 from models.store import Artifact
+from service.batching import bucket_of
+from service.buckets import Buckets
 from service.errors import StartError
-from service.settings import Accelerator
+from service.settings import Accelerator, DeviceOptions
 
 _PROVIDERS: Final[dict[Accelerator, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_DEVICES: Final[dict[Accelerator, str]] = {"cpu": "cpu", "cuda": "cuda"}
+# What ONNX Runtime itself leaves on the CPU beside a GPU: arithmetic on shapes, a few integers each. On
+# pixels these have CUDA kernels, so there they are elsewhere only where others are, too.
+_SHAPE_OPS: Final = {
+    "Shape", "Size", "Constant", "ConstantOfShape", "Gather", "Concat", "Slice", "Split", "Squeeze",
+    "Unsqueeze", "Reshape", "Cast", "Identity", "Range", "Add", "Sub", "Mul", "Div", "Mod", "Min", "Max",
+    "Neg", "Abs", "Floor", "Ceil", "ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin", "Equal", "Greater",
+    "Less", "Not", "And", "Or", "Where", "Expand",
+}  # fmt: skip
 _WAY_OUT: Final = "install exactly one of the extras 'cpu' and 'gpu': pip install -e '.[cpu]' in a clone"
 _FATAL_ONLY: Final = 4  # ONNX Runtime's log severity: it warns of a missing GPU, we raise instead
+
+_DEFAULT_OPTIONS: Final = DeviceOptions()
+
+logger = logging.getLogger(__name__)
 
 
 class Session:
@@ -33,18 +52,67 @@ class Session:
     """
 
     def __init__(
-        self, artifact: Artifact, accelerator: Accelerator = "cpu", threads: int = 1, device_id: int = 0
+        self,
+        artifact: Artifact,
+        accelerator: Accelerator = "cpu",
+        threads: int = 1,
+        device_id: int = 0,
+        options: DeviceOptions = _DEFAULT_OPTIONS,
     ):
         self.artifact = artifact
         self.runtime_version = check_runtime(accelerator)
-        self._session = _open(artifact, accelerator, threads, device_id)
-        self.provider: str = self._session.get_providers()[0]
-        if self.provider != _PROVIDERS[accelerator]:
-            raise StartError(
-                f"accelerator {accelerator} was asked for, but ONNX Runtime runs on {self.provider}: "
-                "is there a GPU with its driver, and are the CUDA libraries of the extra 'gpu' installed?"
-            )
-        self._input_names = _check_graph(self._session, artifact)
+        self.provider = _PROVIDERS[accelerator]
+        self._buckets: Buckets | None = None
+        self._session: Any = None
+        sizes = options.buckets_on(accelerator)
+        self.arithmetic = ""
+        """What besides provider and version decides the pixels; empty on the CPU, where nothing does."""
+        if accelerator == "cuda":
+            facts = {"bucket": sizes[-1], "deterministic": options.deterministic, "tf32": options.tf32}
+            self.arithmetic = " ".join(f"{name}={value:d}" for name, value in facts.items())
+
+        def open_(graphs: bool) -> None:
+            self._session = None  # its memory first
+            self._session = _open(artifact, accelerator, threads, device_id, options, graphs)
+            if sizes:
+                self._buckets = self._warm_buckets(sizes, _DEVICES[accelerator], device_id, graphs)
+
+        if accelerator == "cuda" and options.cuda_graphs:
+            _with_graphs_or_without(artifact.address, open_)
+        else:
+            open_(False)
+
+    def _warm_buckets(self, sizes: Sequence[int], device: str, device_id: int, graphs: bool) -> Buckets:
+        manifest = self.artifact.manifest
+        seeds = np.arange(sizes[-1])
+        latents = LatentSampler(manifest.z_dim, manifest.prior).draw(seeds)
+        values = self._inputs(latents, seeds % max(1, manifest.num_classes), np.ones(len(seeds), np.float32))
+        try:
+            buckets = Buckets(self._session, manifest, sizes, device, device_id, graphs)
+            buckets.warm(values)
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+            if graphs:  # a capture that fails can take the process with it when it is cleaned up
+                logger.warning("%s: CUDA graphs (--no-cuda-graphs) fail: %s", self.artifact.address, error)
+                raise
+            raise StartError(f"{self.artifact.address} does not run on {self.provider}: {error}") from None
+        return buckets
+
+    def bucket(self, rows: int) -> int:
+        """How many rows the device runs when it is given `rows`, padding among them."""
+        return rows if self._buckets is None else bucket_of(rows, self._buckets.sizes)
+
+    def _inputs(
+        self,
+        latents: npt.NDArray[np.float32],
+        class_idx: npt.NDArray[np.int64],
+        truncation_psi: npt.NDArray[np.float32],
+    ) -> dict[str, npt.NDArray[Any]]:
+        values: dict[str, npt.NDArray[Any]] = {
+            "latents": latents,
+            "class_idx": class_idx,
+            "truncation_psi": truncation_psi,
+        }
+        return {name: values[name] for name in self.artifact.manifest.graph_inputs}
 
     def run(
         self,
@@ -56,8 +124,10 @@ class Session:
 
         Inputs that the graph does not have are ignored.
         """
-        values = {"latents": latents, "class_idx": class_idx, "truncation_psi": truncation_psi}
-        (images,) = self._session.run(["images"], {name: values[name] for name in self._input_names})
+        values = self._inputs(latents, class_idx, truncation_psi)
+        if self._buckets is not None:
+            return self._buckets.run(values)
+        (images,) = self._session.run(["images"], values)
         return images  # type: ignore[no-any-return]  # ONNX Runtime has no types
 
     def golden_difference(self, rows: int | None = None) -> int:
@@ -93,38 +163,100 @@ def check_runtime(accelerator: Accelerator) -> str:
     return next(iter(versions.values()))
 
 
-def _open(artifact: Artifact, accelerator: Accelerator, threads: int, device_id: int) -> Any:
+def _with_graphs_or_without(address: str, open_: Callable[[bool], None]) -> None:
+    """`open_` with CUDA graphs; where it cannot, without them, and say so."""
+    try:
+        open_(True)
+        return
+    except DamagedArtifact:
+        raise
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+        why = str(error)
+    try:
+        open_(False)
+    except StartError as error:
+        if str(error) == why:  # not the graphs' fault
+            raise
+        # A capture that fails can leave the process without its device.
+        raise StartError(f"{error}; CUDA graphs failed before it ({why}): try --no-cuda-graphs") from None
+    logger.warning("%s runs without CUDA graphs: %s", address, why)
+
+
+def _open(
+    artifact: Artifact,
+    accelerator: Accelerator,
+    threads: int,
+    device_id: int,
+    options: DeviceOptions,
+    graphs: bool,
+) -> Any:
+    """ONNX Runtime's session, on the provider that was asked for. Raises DamagedArtifact, StartError."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(_FATAL_ONLY)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _FATAL_ONLY
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.use_deterministic_compute = options.deterministic
     # Workers share the machine's cores: a thread that spins while it waits takes them from the others.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider: Any = _PROVIDERS[accelerator]
     if accelerator == "cuda":
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        # HEURISTIC: the default search costs 0.6 s a new shape and may choose differently from run to run.
-        provider = (provider, {"device_id": device_id, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0})
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        provider = (provider, _cuda_options(device_id, options, graphs))
     graph = artifact.verified_file(GRAPH_FILE)
     try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=[provider])
+        # Its fallback would open the session again on the CPU, and print that it did.
+        session = onnxruntime.InferenceSession(str(graph), settings, providers=[provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
         if accelerator == "cuda":
             raise StartError(f"accelerator cuda was asked for, but no session opens on it: {error}") from None
         raise DamagedArtifact(f"{artifact.address}: {GRAPH_FILE} cannot be loaded: {error}") from None
+    found = session.get_providers()[0]
+    if found != _PROVIDERS[accelerator]:
+        raise StartError(
+            f"accelerator {accelerator} was asked for, but ONNX Runtime runs on {found}: "
+            "is there a GPU with its driver, and are the CUDA libraries of the extra 'gpu' installed?"
+        )
+    _check_tensors(artifact, "inputs", session.get_inputs(), artifact.manifest.graph_inputs)
+    _check_tensors(artifact, "outputs", session.get_outputs(), artifact.manifest.graph_outputs)
+    if accelerator == "cuda":
+        _check_placement(artifact, session)
+    return session
 
 
-def _check_graph(session: Any, artifact: Artifact) -> list[str]:
-    """Hold the graph's inputs and output against the manifest; return the input names."""
-    manifest = artifact.manifest
-    _check_tensors(artifact, "inputs", session.get_inputs(), manifest.graph_inputs)
-    _check_tensors(artifact, "outputs", session.get_outputs(), manifest.graph_outputs)
-    return list(manifest.graph_inputs)
+def _cuda_options(device_id: int, options: DeviceOptions, graphs: bool) -> dict[str, int | str]:
+    return {
+        "device_id": device_id,
+        # The default search costs 0.6 s a new shape and may choose differently from run to run.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": int(options.tf32),
+        "enable_cuda_graph": int(graphs),
+    }
+
+
+def _check_placement(artifact: Artifact, session: Any) -> None:
+    """Raise StartError if nodes that make pixels would run elsewhere than was asked for.
+
+    ONNX Runtime's own `session.disable_cpu_ep_fallback` refuses arithmetic on shapes too, which it places
+    on the CPU by itself and which is no fallback.
+    """
+    elsewhere = Counter(
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != _PROVIDERS["cuda"]
+        for node in part.get_nodes()
+        if node.op_type not in _SHAPE_OPS
+    )
+    if elsewhere:
+        names = ", ".join(f"{count} {op}" for op, count in sorted(elsewhere.items()))
+        raise StartError(
+            f"accelerator cuda was asked for, but ONNX Runtime would run {names} of {artifact.address} "
+            "on the CPU: it has no CUDA kernel for them; serve it with --accelerator cpu"
+        )
 
 
 def _check_tensors(

@@ -8,6 +8,7 @@ Facts about a model live in its manifest, not here.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from service.errors import StartError
 ENV_PREFIX: Final = "GANSERVE_"
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+", re.ASCII)
 Accelerator = Literal["cpu", "cuda"]
+CUDA_BUCKETS: Final = (1, 4, 16, 64)
 SignAlgorithm = Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"]
 
 
@@ -39,6 +41,26 @@ class SignFiles:
     key_file: Path
     """PEM, PKCS #8: the first certificate's private key."""
     algorithm: SignAlgorithm
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How a session uses its device."""
+
+    buckets: tuple[int, ...] | None = None
+    """Batch sizes to pad to, ascending; None: CUDA_BUCKETS on cuda, on cpu any number of rows as it is."""
+    cuda_graphs: bool = True
+    """Replay a captured graph a bucket in place of launching kernels one by one."""
+    tf32: bool = False
+    """Let cuda round the factors of matrix products to 10 bits."""
+    deterministic: bool = False
+    """Have ONNX Runtime choose only kernels that repeat their result."""
+
+    def buckets_on(self, accelerator: Accelerator) -> tuple[int, ...]:
+        """Batch sizes to pad to, empty for none."""
+        if self.buckets is None:
+            return CUDA_BUCKETS if accelerator == "cuda" else ()
+        return self.buckets
 
 
 class Settings(BaseSettings):
@@ -65,7 +87,16 @@ class Settings(BaseSettings):
         description="worker processes a model; default: CPUs this process may use, 1 a device on cuda",
     )
     threads: int = Field(1, ge=1, le=256, description="ONNX Runtime threads a worker")
-    max_microbatch: int = Field(16, ge=1, le=1024, description="rows of one device run at most")
+    max_microbatch: int = Field(
+        16, ge=1, le=1024, description="rows of one device run at most; default: 16, the largest of buckets"
+    )
+    buckets: str | None = Field(
+        None,
+        description="batch sizes that the device runs, rows padded up to the next; "
+        "default: 1,4,16,64 on cuda, any number of rows on cpu",
+    )
+    cuda_graphs: bool = Field(True, description="run each bucket on cuda as one captured graph")
+    tf32: bool = Field(False, description="let cuda compute faster and with fewer digits: other images")
     max_microbatch_ms: float = Field(
         20.0,
         gt=0,
@@ -158,6 +189,16 @@ class Settings(BaseSettings):
                 raise ValueError("must be * or origins such as https://example.org:8443, without a path")
         return value
 
+    @field_validator("buckets")
+    @classmethod
+    def _buckets_ascend(cls, value: str | None) -> str | None:
+        parts = _parts(value)
+        sizes = [int(part) if re.fullmatch("[0-9]{1,4}", part, re.ASCII) else 0 for part in parts]
+        ascend = all(one < other for one, other in itertools.pairwise(sizes))
+        if value is not None and not (ascend and all(1 <= size <= 1024 for size in sizes)):
+            raise ValueError("must be ascending integers between 1 and 1024 with commas between")
+        return value
+
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
@@ -171,6 +212,16 @@ class Settings(BaseSettings):
         if self.timeout_ms > self.max_timeout_ms:
             raise ValueError(
                 f"timeout_ms must be at most max_timeout_ms ({self.max_timeout_ms}), got {self.timeout_ms}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_microbatch_fits_a_bucket(self) -> Settings:
+        buckets = self.device_options.buckets_on(self.accelerator)
+        if buckets and "max_microbatch" in self.model_fields_set and self.max_microbatch > buckets[-1]:
+            raise ValueError(
+                f"max_microbatch must be at most the largest of buckets ({buckets[-1]}), "
+                f"got {self.max_microbatch}"
             )
         return self
 
@@ -205,11 +256,29 @@ class Settings(BaseSettings):
         return min(self.max_rows, self.max_queued_rows)
 
     @property
+    def device_options(self) -> DeviceOptions:
+        buckets = None if self.buckets is None else tuple(map(int, _parts(self.buckets)))
+        return DeviceOptions(buckets, self.cuda_graphs, self.tf32, deterministic=self.strict)
+
+    @property
+    def microbatch_rows(self) -> int:
+        """Rows of one microbatch at most."""
+        buckets = self.device_options.buckets_on(self.accelerator)
+        if buckets and "max_microbatch" not in self.model_fields_set:
+            return buckets[-1]
+        return self.max_microbatch
+
+    @property
     def workers_per_model(self) -> int:
         """Worker processes a model and device."""
         if self.workers is not None:
             return self.workers
         return 1 if self.accelerator == "cuda" else usable_cpus()
+
+    @property
+    def devices(self) -> int:
+        """Devices that each model has workers on."""
+        return usable_gpus() if self.accelerator == "cuda" else 1
 
     @property
     def encode_pool_threads(self) -> int:
@@ -321,6 +390,17 @@ def usable_cpus() -> int:
     affinity = len(os.sched_getaffinity(0))
     quota = _cgroup_cpus()
     return max(1, affinity if quota is None else min(affinity, int(quota)))
+
+
+def usable_gpus() -> int:
+    """CUDA devices that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        from litserve.connector import check_cuda_with_nvidia_smi
+
+        return int(check_cuda_with_nvidia_smi())
+    # CUDA takes names (numbers or GPU-… ids) up to the first that is none; LitServe knows numbers only.
+    return len(list(itertools.takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
 
 
 def _cgroup_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:

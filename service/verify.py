@@ -207,7 +207,8 @@ class _Maker:
     def rendering(self, mark: Mark) -> Rendering:
         """As it is rendered here, under the name that the mark gives it: a digest may have several."""
         named = replace(self.manifest, name=mark.model, version=mark.version)
-        return Rendering(named, self._session.provider, self._session.runtime_version, marks=True)
+        session = self._session
+        return Rendering(named, session.provider, session.runtime_version, True, session.arithmetic)
 
     def rows(self, mark: Mark) -> Rows:
         """The rows that a mark names. Raises InvalidValue for parameters that the model does not have."""

@@ -31,10 +31,10 @@ from models.sampling import LatentSampler
 from models.store import Store
 from service import channel, log
 from service.encoding import FORMATS
-from service.errors import EXIT_REFUSED, StartError
+from service.errors import EXIT_REFUSED, DeviceLost, StartError
 from service.provenance import Rendering
 from service.session import Session
-from service.settings import Accelerator
+from service.settings import Accelerator, DeviceOptions
 from service.slots import LATENTS_GIVEN, Slot, SlotLayout, map_slots
 
 _GOLDEN_ROWS_AT_START: Final = 8
@@ -49,6 +49,7 @@ class WorkerSettings:
     store: str
     accelerator: Accelerator
     threads: int
+    options: DeviceOptions
     strict: bool
     marks: bool
     channel: channel.Address
@@ -85,6 +86,10 @@ class MicrobatchLoop(LitLoop):
                     link.send(_run(message, loader.loaded[message["line"]]))
                 else:
                     loader.orders.put((message, fd))
+        except DeviceLost as error:  # what this worker holds is sent to the one that starts in its place
+            log.configure("info")
+            logger.error("worker %d of %s ends: %s", worker_id, lit_api.model_name, error)
+            os._exit(1)
         except OSError:  # the API process is gone: there is nobody left to work for
             logger.debug("worker %d of %s: the API process is gone", worker_id, lit_api.model_name)
         os._exit(0)  # also while a session is being opened
@@ -96,7 +101,9 @@ class _Loaded:
     def __init__(self, session: Session, slots: list[Slot], marks: bool) -> None:
         manifest = session.artifact.manifest
         self.session = session
-        self.rendering = Rendering(manifest, session.provider, session.runtime_version, marks)
+        self.rendering = Rendering(
+            manifest, session.provider, session.runtime_version, marks, session.arithmetic
+        )
         self.slots = slots
         self.sampler = LatentSampler(manifest.z_dim, manifest.prior)
 
@@ -140,7 +147,7 @@ class _Loader(threading.Thread):
             slots = map_slots(fd, layout, message["slots"])
         finally:
             os.close(fd)
-        session = Session(artifact, settings.accelerator, settings.threads, self._device_id)
+        session = Session(artifact, settings.accelerator, settings.threads, self._device_id, settings.options)
         difference = session.golden_difference(_GOLDEN_ROWS_AT_START)
         if settings.strict and difference:
             raise StartError(
@@ -153,6 +160,7 @@ class _Loader(threading.Thread):
             "provider": session.provider,
             "runtime": session.runtime_version,
             "golden_difference": difference,
+            "arithmetic": session.arithmetic,
         }
 
     def _refuse(self, message: dict[str, Any], error: Exception) -> None:
@@ -187,11 +195,14 @@ def _run(message: dict[str, Any], loaded: _Loaded) -> dict[str, Any]:
         )  # [N, H, W, C] uint8
         device_s = time.monotonic() - started
         write_made(images, slot, loaded.rendering)
+    except DeviceLost:
+        raise
     except (
         Exception
     ) as error:  # ONNX Runtime raises a dozen unrelated classes; these rows fail, not the worker
         return {"failed": message["run"], "error": f"{type(error).__name__}: {error}"[:500]}
-    return {"done": message["run"], "started": started, "device_s": device_s}
+    bucket = loaded.session.bucket(rows)
+    return {"done": message["run"], "started": started, "device_s": device_s, "bucket": bucket}
 
 
 def write_made(images: npt.NDArray[np.uint8], slot: Slot, rendering: Rendering) -> None:

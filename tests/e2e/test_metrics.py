@@ -74,6 +74,22 @@ def test_every_metric_has_the_name_and_the_labels_that_dashboards_know() -> None
     assert found >= {f"ganserve_{name}" for name in NAMES.split()}
 
 
+def test_metrics_tell_buckets_and_padding_and_padding_changes_no_byte(serve: Serve) -> None:
+    exact, padded = (
+        serve("--model", "toy", "--workers", "1"),
+        serve("--model", "toy", "--workers", "1", "--buckets", "4,8"),
+    )
+    request = {"seed": 5, "n": 11, "container": "tar"}
+
+    images = padded.http.post("/v1/samples", json=request)
+
+    assert images.content == exact.http.post("/v1/samples", json=request).content
+    assert padded.metric("ganserve_batches_total", model="toy", bucket="8") == 1
+    assert padded.metric("ganserve_batches_total", model="toy", bucket="4") == 1
+    assert padded.metric("ganserve_padding_rows_total", model="toy") == 1
+    assert padded.metric("ganserve_batch_rows_sum", model="toy") == 11
+
+
 def test_metrics_go_on_counting_after_a_worker_died(serve: Serve) -> None:
     server = serve("--model", "toy", "--workers", "1")
     server.http.post("/v1/samples", json={"seed": 1, "n": 40, "format": "npy"})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import BATCH_TURN, MicrobatchSize, Priority, PriorityRowQueue, RowQueue
+from service.batching import BATCH_TURN, MicrobatchSize, Priority, PriorityRowQueue, RowQueue, bucket_of
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 16))
@@ -101,6 +102,61 @@ def test_a_microbatchs_size_recovers_from_a_machine_that_was_slow_once() -> None
         run(slower=1)
 
     assert size.rows == 16
+
+
+BUCKETS = (1, 4, 16, 64)
+
+
+@given(st.integers(1, 64))
+def test_rows_run_in_the_smallest_bucket_that_holds_them(rows: int) -> None:
+    bucket = bucket_of(rows, BUCKETS)
+
+    assert bucket in BUCKETS
+    assert rows <= bucket
+    assert not any(rows <= smaller < bucket for smaller in BUCKETS)
+    assert bucket_of(rows, ()) == rows
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_a_microbatch_has_no_more_padding_than_rows(waiting: int, max_rows: int) -> None:
+    size = MicrobatchSize(max_rows, max_s=0.02, buckets=BUCKETS)
+
+    rows = size.fit(waiting)
+
+    assert 1 <= rows <= min(waiting, max_rows)
+    assert bucket_of(rows, BUCKETS) <= 2 * rows
+    assert size.fit(rows) == rows
+    assert waiting < 64 or max_rows < 64 or rows == 64
+
+
+def test_without_buckets_a_microbatch_takes_what_waits() -> None:
+    size = MicrobatchSize(max_rows=16, max_s=0.02)
+
+    assert [size.fit(waiting) for waiting in (1, 5, 16, 17)] == [1, 5, 16, 16]
+
+
+def test_a_microbatch_is_at_most_the_largest_bucket_that_fits_into_its_time() -> None:
+    size = MicrobatchSize(max_rows=64, max_s=0.02, buckets=BUCKETS)
+    assert (size.rows, size.row_s, size.seconds(64)) == (64, None, 0.0)
+
+    for _ in range(50):
+        for bucket, device_s in zip(BUCKETS, (0.002, 0.003, 0.01, 0.03), strict=True):
+            size.measured(bucket, device_s)
+
+    assert size.rows == 16
+    assert size.row_s == pytest.approx(0.01 / 16)
+    assert size.seconds(3) == pytest.approx(0.003)
+    assert size.seconds(64) == pytest.approx(0.03)
+
+
+def test_a_bucket_that_was_slow_once_is_used_again_by_what_smaller_ones_cost() -> None:
+    size = MicrobatchSize(max_rows=64, max_s=0.02, buckets=BUCKETS)
+    size.measured(64, 5.0)
+    assert size.rows == 1
+
+    size.measured(1, 0.0003)
+
+    assert size.rows == 64
 
 
 kinds = st.sampled_from(["interactive", "batch"])

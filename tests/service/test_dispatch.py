@@ -94,6 +94,7 @@ class PlayedWorker:
                 "provider": "CPUExecutionProvider",
                 "runtime": "1",
                 "golden_difference": golden_difference,
+                "arithmetic": "",
             }
         )
         return str(message["address"])
@@ -109,11 +110,14 @@ class PlayedWorker:
         seeds: list[int] = self._slot(message).seeds[: message["rows"]].tolist()
         return seeds
 
-    def finish(self, message: dict[str, Any], device_s: float = 0.001) -> list[int]:
+    def finish(
+        self, message: dict[str, Any], device_s: float = 0.001, bucket: int | None = None
+    ) -> list[int]:
         """Make the rows of one microbatch, as if in `device_s`; return their seeds."""
         slot, rows = self._slot(message), message["rows"]
         slot.images[:rows] = (slot.seeds[:rows] % 256)[:, None, None, None]
-        self.channel.send({"done": message["run"], "started": 0.0, "device_s": device_s})
+        done = {"done": message["run"], "started": 0.0, "device_s": device_s, "bucket": bucket or rows}
+        self.channel.send(done)
         return self.seeds(message)
 
     def fail(self, message: dict[str, Any]) -> None:
@@ -719,5 +723,24 @@ def test_a_worker_that_starts_after_a_reload_is_told_the_new_version(artifact: A
         comes = stage.newcomer()
 
         assert comes.load() == "toy:2"
+
+    stage.run(scenario)
+
+
+def test_padding_is_counted_as_the_worker_tells_it(artifact: Artifact) -> None:
+    stage = Stage(artifact, max_rows=8, buckets="2,8")
+
+    async def scenario() -> None:
+        worker = await stage.worker()
+        stage.ask(1, 2, 3)
+        assert worker.finish(worker.take(), bucket=2) == [1, 2]  # 8 would be more padding than rows
+        await stage.settle()
+        assert worker.finish(worker.take(), bucket=8) == [3]  # bucket 2 was left out on that device
+        await stage.settle()
+
+        text = stage.metrics.text().decode()
+        assert 'ganserve_batches_total{bucket="2",model="toy"} 1.0' in text
+        assert 'ganserve_batches_total{bucket="8",model="toy"} 1.0' in text
+        assert 'ganserve_padding_rows_total{model="toy"} 7.0' in text
 
     stage.run(scenario)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from models.sampling import latents_from_seeds
 from models.store import Artifact, sha256_of
 from service import session as session_module
 from service.errors import StartError
+from service.provenance import Rendering
 from service.session import Session, check_runtime
+from service.settings import DeviceOptions
 
 
 @pytest.fixture
@@ -111,3 +115,163 @@ def test_cuda_on_the_cpu_runtime_is_refused_and_the_gpu_runtime_serves_the_cpu(
 
     installed(monkeypatch, "onnxruntime-gpu")
     assert check_runtime("cpu") == check_runtime("cuda") == "1.31.1"
+
+
+# -- CUDA, as far as it goes without a device -----------------------------------------------------
+
+
+@pytest.fixture
+def played_cuda(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Accelerator cuda on the CPU provider; the provider options of each session that was opened."""
+    import onnxruntime
+
+    opened: list[dict[str, Any]] = []
+
+    class Recorded(onnxruntime.InferenceSession):  # type: ignore[misc]  # ONNX Runtime has no types
+        def __init__(self, path: str, settings: Any, providers: list[Any], **how: Any) -> None:
+            (name,) = providers
+            if isinstance(name, tuple):
+                name, options = name
+                opened.append({**options, "deterministic": settings.use_deterministic_compute, **how})
+            super().__init__(path, settings, [name], **how)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+    monkeypatch.setitem(session_module._PROVIDERS, "cuda", "CPUExecutionProvider")
+    monkeypatch.setitem(session_module._DEVICES, "cuda", "cpu")
+    installed(monkeypatch, "onnxruntime-gpu")
+    return opened
+
+
+def test_cuda_is_opened_for_one_result_and_without_a_way_back_to_the_cpu(
+    artifact: Artifact, played_cuda: list[dict[str, Any]]
+) -> None:
+    plain = Session(artifact, "cuda", device_id=1)
+    strict = Session(
+        artifact, "cuda", options=DeviceOptions(deterministic=True, tf32=True, cuda_graphs=False)
+    )
+
+    assert played_cuda == [
+        {
+            "device_id": 1,
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": 0,
+            "enable_cuda_graph": 1,
+            "deterministic": False,
+            "enable_fallback": 0,
+        },
+        {
+            "device_id": 0,
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": 1,
+            "enable_cuda_graph": 0,
+            "deterministic": True,
+            "enable_fallback": 0,
+        },
+    ]
+    assert [plain.bucket(rows) for rows in (1, 2, 5, 17)] == [1, 4, 16, 64]
+    assert plain.golden_difference() == strict.golden_difference() == 0
+
+
+def test_what_changes_pixels_on_cuda_is_part_of_the_render_id(
+    artifact: Artifact, played_cuda: list[dict[str, Any]]
+) -> None:
+    def render_id(*args: Any, **options: Any) -> str:
+        session = Session(artifact, *args, options=DeviceOptions(**options))
+        return Rendering(artifact.manifest, "P", "1", True, session.arithmetic).render_id
+
+    ids = {
+        render_id("cuda"),
+        render_id("cuda", tf32=True),
+        render_id("cuda", deterministic=True),
+        render_id("cuda", buckets=(1, 4)),
+        render_id("cpu"),
+    }
+
+    assert len(ids) == 5
+    assert render_id("cuda") == render_id("cuda", cuda_graphs=False) == render_id("cuda", buckets=(64,))
+    assert render_id("cpu") == render_id("cpu", tf32=True, buckets=(1, 4))
+
+
+def refuse_graphs(monkeypatch: pytest.MonkeyPatch, without_too: str | None = None) -> None:
+    """Have sessions with CUDA graphs not open, and those without refuse with `without_too`."""
+    open_ = session_module._open
+
+    def refusing(*args: Any) -> Any:
+        if args[-1]:
+            raise StartError("this session cannot use the graph capture feature")
+        if without_too is not None:
+            raise StartError(without_too)
+        return open_(*args)
+
+    monkeypatch.setattr(session_module, "_open", refusing)
+
+
+def test_a_model_that_cannot_be_captured_runs_without_graphs_and_says_so(
+    artifact: Artifact,
+    played_cuda: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refuse_graphs(monkeypatch)
+
+    with caplog.at_level(logging.WARNING):
+        session = Session(artifact, "cuda")
+
+    assert session.golden_difference() == 0
+    assert [one["enable_cuda_graph"] for one in played_cuda] == [0]
+    assert "toy:1 runs without CUDA graphs: this session cannot use the graph capture" in caplog.text
+
+
+def test_a_device_that_opens_neither_with_nor_without_graphs_is_one_sentence(
+    artifact: Artifact, played_cuda: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_graphs(monkeypatch, without_too="no device")
+    with pytest.raises(StartError, match=r"^no device; CUDA graphs failed before it .*try --no-cuda-graphs$"):
+        Session(artifact, "cuda")
+
+    refuse_graphs(monkeypatch, without_too="this session cannot use the graph capture feature")
+    with pytest.raises(StartError, match=r"^this session cannot use the graph capture feature$"):
+        Session(artifact, "cuda")
+
+
+def test_a_bucket_that_cannot_run_is_a_sentence(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*args: Any) -> None:
+        raise RuntimeError("Failed to allocate memory for requested buffer")
+
+    monkeypatch.setattr("service.buckets.Buckets.warm", out_of_memory)
+
+    with pytest.raises(StartError, match=r"^toy:1 does not run on CPUExecutionProvider: Failed to allocate"):
+        Session(artifact, options=DeviceOptions((1, 4)))
+
+
+def placed(graph: bytes) -> Any:
+    """A session on the CPU that recorded where its nodes run."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
+
+
+def test_nodes_that_make_pixels_on_the_cpu_are_refused_on_cuda_and_arithmetic_on_shapes_is_not(
+    artifact: Artifact,
+) -> None:
+    from onnx import TensorProto, helper
+
+    shape_of = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["n"]),
+        helper.make_node("Concat", ["n", "first"], ["sizes"], axis=0),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])
+    sizes = helper.make_tensor_value_info("sizes", TensorProto.INT64, [2])
+    first = helper.make_tensor("first", TensorProto.INT64, [1], [0])
+    shapes = helper.make_model(
+        helper.make_graph(shape_of, "shapes", [x], [sizes], [first]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+
+    with pytest.raises(StartError, match=r"would run 1 (Gemm|MatMul), 1 Tanh of toy:1 on the CPU"):
+        session_module._check_placement(artifact, placed(artifact.file("model.onnx").read_bytes()))
+    session_module._check_placement(artifact, placed(shapes.SerializeToString()))

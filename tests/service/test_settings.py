@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartError
-from service.settings import SECRET_FIELDS, Settings, _cgroup_cpus, add_flags, load_settings
+from service.settings import (
+    CUDA_BUCKETS,
+    SECRET_FIELDS,
+    DeviceOptions,
+    Settings,
+    _cgroup_cpus,
+    add_flags,
+    load_settings,
+    usable_gpus,
+)
 
 
 def load(*flags: str) -> Settings:
@@ -28,6 +37,7 @@ def test_every_setting_is_a_flag() -> None:
         "max_pixel_bytes": "4096", "max_header_bytes": "8192", "header_timeout_s": "3",
         "worker_timeout_s": "3", "load_timeout_s": "60", "watch_store_s": "5",
         "cors_origins": "https://a.example", "api_keys_file": "/run/keys", "admin_keys_file": "/run/admin",
+        "buckets": "2,8",
     }  # fmt: skip
 
     settings = load(
@@ -35,9 +45,13 @@ def test_every_setting_is_a_flag() -> None:
     )
 
     assert {name: str(getattr(settings, name)).removesuffix(".0") for name in values} == values
-    assert set(values) | {"strict", "marks"} == set(Settings.model_fields) - SECRET_FIELDS
+    switches = {"strict", "marks", "cuda_graphs", "tf32"}
+    assert set(values) | switches == set(Settings.model_fields) - SECRET_FIELDS
     assert load("--strict").strict
     assert not load("--no-marks").marks
+    assert load(
+        "--strict", "--tf32", "--no-cuda-graphs", "--buckets", "1, 4"
+    ).device_options == DeviceOptions((1, 4), cuda_graphs=False, tf32=True, deterministic=True)
     assert settings.model_addresses == ["a", "b:2"]
 
 
@@ -50,6 +64,16 @@ def test_every_setting_is_a_flag() -> None:
         (("--timeout-ms", "200000"), r"timeout_ms must be at most max_timeout_ms \(120000\), got 200000"),
         (("--cors-origins", "https://a.example/x"), r"cors_origins must be \* or origins.*got 'https://a.ex"),
         (("--cors-origins", "https://a.example,"), "cors_origins must be"),
+        (("--buckets", "4,1"), "buckets must be ascending integers between 1 and 1024 with .*, got '4,1'"),
+        (("--buckets", "4,4"), "buckets must be ascending"),
+        (("--buckets", "0,4"), "buckets must be ascending"),
+        (("--buckets", ""), "buckets must be ascending"),
+        (("--buckets", "1,2048"), "buckets must be ascending integers between 1 and 1024"),
+        (
+            ("--buckets", "1,4", "--max-microbatch", "5"),
+            r"max_microbatch must be at most the largest of buckets \(4\), got 5",
+        ),
+        (("--accelerator", "cuda", "--max-microbatch", "65"), r"the largest of buckets \(64\), got 65"),
         (("--config", "/nowhere.yaml"), "config must be a readable file: No such file or directory"),
     ],
 )
@@ -108,3 +132,36 @@ def test_the_cgroups_quota_is_read_in_both_of_its_forms(
         path.write_text(text)
 
     assert _cgroup_cpus(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows", "buckets"),
+    [
+        ((), 16, ()),
+        (("--accelerator", "cuda"), 64, CUDA_BUCKETS),
+        (("--accelerator", "cuda", "--max-microbatch", "20"), 20, CUDA_BUCKETS),
+        (("--buckets", "2,8"), 8, (2, 8)),
+        (("--buckets", "2,8", "--max-microbatch", "8"), 8, (2, 8)),
+    ],
+)
+def test_a_microbatch_holds_what_the_largest_bucket_holds_unless_less_is_asked_for(
+    flags: tuple[str, ...], rows: int, buckets: tuple[int, ...]
+) -> None:
+    settings = load(*flags)
+
+    assert settings.microbatch_rows == rows
+    assert settings.device_options.buckets_on(settings.accelerator) == buckets
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [("0", 1), ("1,0", 2), ("GPU-5ae1,GPU-77b0", 2), ("", 0), ("-1", 0), ("2,-1,3", 1)],
+)
+def test_gpus_are_those_that_cuda_may_see(
+    monkeypatch: pytest.MonkeyPatch, visible: str, devices: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    assert usable_gpus() == devices
+    assert load("--accelerator", "cuda").devices == devices
+    assert load().devices == 1
