@@ -62,9 +62,15 @@ class Microbatch:
     input_s: float = 0.0
     """What writing it for the worker took, the last time."""
 
-    @property
-    def rows(self) -> int:
-        return sum(len(segment) for segment in self.segments)
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keep(self.segments)
+
+    def keep(self, segments: Sequence[Segment[Ticket]]) -> None:
+        """Hold no more than `segments`."""
+        self.segments = segments
+        self.rows = sum(len(segment) for segment in segments)
 
     def apart(self) -> list[Microbatch]:
         """The same rows, each alone."""
@@ -496,7 +502,7 @@ class Dispatcher:
             worker, batch = choice
             live = [segment for segment in batch.segments if not segment.request.ended]
             if live:
-                batch.segments = live
+                batch.keep(live)
                 self._run(worker, batch)
 
     def _next_replay(self) -> tuple[Worker, Microbatch] | None:
@@ -527,14 +533,14 @@ class Dispatcher:
         arrive meanwhile, and they would wait for one more.
         """
         waiting, cap = line.queue.rows, line.size.rows
-        able = [worker for worker in self.workers if worker.free_slots and line in worker.loaded]
+        able = [worker for worker in self.workers if line in worker.loaded]
         idle = [worker for worker in able if not worker.running]
         if idle:
             rested = min(idle, key=lambda worker: worker.last_run)
             return rested, line.size.fit(math.ceil(waiting / len(idle)))
         if waiting < cap:
             return None
-        return next(((worker, cap) for worker in able if self._ends_soon(worker)), None)
+        return next(((worker, cap) for worker in able if worker.free_slots and self._ends_soon(worker)), None)
 
     def _ends_soon(self, worker: Worker) -> bool:
         """True if `worker` will need its next microbatch now; else it is asked again when it will."""
