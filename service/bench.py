@@ -29,13 +29,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import uvloop
 
 from models.sampling import LatentSampler
 from models.store import Artifact, Store
+from service.device import Accelerator, DeviceOptions
 from service.encoding import Format, encode_image, encode_npy
 from service.errors import StartError
 from service.session import Session
-from service.settings import Accelerator, DeviceOptions, Settings
+from service.settings import Settings
 
 _START_S: Final = 60.0
 _ENDS_WITHIN_S: Final = 30.0
@@ -306,7 +308,8 @@ class Connection(asyncio.Protocol):
 
 def ask(port: int, case: Case, seconds: float) -> Load:
     """Ask the server on `port` for `seconds` seconds."""
-    return asyncio.run(
+    # uvicorn's own event loop: the client takes the server's cores while it works.
+    return uvloop.run(
         _closed_loop(port, case, seconds) if case.rate is None else _open_loop(port, case, seconds)
     )
 

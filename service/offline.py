@@ -16,12 +16,12 @@ import numpy as np
 
 from models.sampling import LatentSampler, SeedRanges
 from models.store import Artifact
+from service.device import CUDA_BUCKETS, Accelerator
 from service.encoding import Format
 from service.errors import StartError
 from service.provenance import Rendering
 from service.rows import Rows
 from service.session import Session
-from service.settings import CUDA_BUCKETS, Accelerator
 from service.signing import ImageSigner
 
 _MICROBATCH: Final = 16

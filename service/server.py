@@ -1,11 +1,11 @@
 """The server: LitServe's process tree around our own parts.
 
-LitServe gives the shape: a parent that binds the socket, spawned workers that run
-`GeneratorAPI.setup` and our `LitLoop`, one forked API process with uvicorn. What it would put on
-the path of a request is replaced here, each by an override whose fact a test pins
-(tests/service/test_litserve_facts.py):
+LitServe gives the shape: a parent that binds the socket, spawned workers a model and device, one
+forked API process with uvicorn. What it would put on the path of a request, or into memory, is
+replaced here, each by an override whose fact a test pins (tests/service/test_litserve_facts.py):
 
     its routes and GZip        ours (`api`): /, /health and /info are behind its key, GZip costs 90 ms an npy
+    what its workers import    only what a worker needs (`worker`): LitServe itself takes 25 MiB in each
     its manager process        none: rows and pixels go over `channel` and `slots`
     waiting for a worker       the port opens at once and says 503 until a worker is ready
     its monitor (every 2 s)    `supervisor`: wakes when a process ends
@@ -30,7 +30,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 from fastapi import FastAPI
-from litserve import LitServer
+from litserve import LitAPI, LitServer
 from litserve.transport.base import MessageTransport
 
 from models.store import Artifact, Store
@@ -44,7 +44,7 @@ from service.serving import Serving
 from service.session import check_runtime
 from service.settings import Settings
 from service.supervisor import Supervisor
-from service.worker import GeneratorAPI, WorkerSettings
+from service.worker import WorkerSettings, work
 
 _BACKLOG: Final = 2048  # uvicorn's own
 _DRAIN_MARGIN_S: Final = 3.0  # beyond drain_delay_s + drain_s: the API process ends itself before this
@@ -131,8 +131,17 @@ class GanServer(LitServer):
         self.serving = Serving(settings, artifacts, on_ready=self.was_ready.set)
         self.inference_workers: list[Any] = []
         self._api_processes: list[Any] = []
+        self._worker_settings = WorkerSettings(
+            store=str(settings.store),
+            accelerator=settings.accelerator,
+            threads=settings.threads,
+            options=settings.device_options,
+            strict=settings.strict,
+            marks=settings.marks,
+            channel=self._address,
+        )
         super().__init__(
-            [self._api(artifact) for artifact in artifacts],
+            [_Model(artifact.manifest.name) for artifact in artifacts],
             accelerator=settings.accelerator,
             devices=settings.devices if settings.accelerator == "cuda" else "auto",
             workers_per_device=settings.workers_per_model,
@@ -143,19 +152,6 @@ class GanServer(LitServer):
             raise StartError(
                 f"accelerator {settings.accelerator} was asked for, but no such device is to be seen"
             )
-
-    def _api(self, artifact: Artifact) -> GeneratorAPI:
-        settings = self.settings
-        worker = WorkerSettings(
-            store=str(settings.store),
-            accelerator=settings.accelerator,
-            threads=settings.threads,
-            options=settings.device_options,
-            strict=settings.strict,
-            marks=settings.marks,
-            channel=self._address,
-        )
-        return GeneratorAPI(worker, artifact.manifest.name)
 
     # -- LitServe's parts that are replaced --------------------------------------------------------
 
@@ -176,13 +172,21 @@ class GanServer(LitServer):
     def verify_worker_status(self) -> None:
         """Wait for nothing: /readyz and 503 tell until a worker is ready."""
 
-    def launch_inference_worker(self, lit_api: GeneratorAPI) -> list[Any]:
-        with _ctrl_c_ignored():
-            return super().launch_inference_worker(lit_api)  # type: ignore[no-any-return]  # LitServe has no types
+    def launch_inference_worker(self, lit_api: _Model) -> list[Any]:
+        n = len(self._inference_workers_config_for_api(lit_api.api_path))
+        return [self.launch_single_inference_worker(lit_api, worker_id) for worker_id in range(n)]
 
-    def launch_single_inference_worker(self, lit_api: GeneratorAPI, worker_id: int) -> Any:
+    def launch_single_inference_worker(self, lit_api: _Model, worker_id: int) -> Any:
+        """Start a process that imports no LitServe: that would be 25 MiB more a worker."""
+        device = self._inference_workers_config_for_api(lit_api.api_path)[worker_id]
+        if not isinstance(device, str):  # a list of one
+            (device,) = device
+        process = multiprocessing.get_context("spawn").Process(
+            target=work, args=(self._worker_settings, lit_api.model_name, device), name="inference-worker"
+        )
         with _ctrl_c_ignored():
-            return super().launch_single_inference_worker(lit_api, worker_id)
+            process.start()
+        return process
 
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
         self._api_processes = list(uvicorn_workers.values())
@@ -197,7 +201,7 @@ class GanServer(LitServer):
 
     def _start_worker(self, index: int) -> Any:
         """A new process for place `index` of LitServe's one list of all models' workers."""
-        apis: list[GeneratorAPI] = list(self.litapi_connector)
+        apis: list[_Model] = list(self.litapi_connector)
         workers_a_model = len(self.inference_workers) // len(apis)
         return self.launch_single_inference_worker(apis[index // workers_a_model], index % workers_a_model)
 
@@ -267,6 +271,17 @@ class GanServer(LitServer):
         for process in (*self._api_processes, *self.inference_workers, *multiprocessing.active_children()):
             with suppress(Exception):
                 process.kill()
+
+
+class _Model(LitAPI):
+    """One served model, as LitServe counts them; its workers are `service.worker`'s."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(api_path=f"/{name}")
+        self.model_name = name
+
+    def setup(self, device: str) -> None:
+        raise AssertionError("LitServe starts no worker here")
 
 
 class _NoManager:

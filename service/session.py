@@ -23,8 +23,8 @@ from models.sampling import LatentSampler
 from models.store import Artifact
 from service.batching import bucket_of
 from service.buckets import Buckets
+from service.device import Accelerator, DeviceOptions
 from service.errors import StartError
-from service.settings import Accelerator, DeviceOptions
 
 _PROVIDERS: Final[dict[Accelerator, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DEVICES: Final[dict[Accelerator, str]] = {"cpu": "cpu", "cuda": "cuda"}

@@ -23,12 +23,12 @@ from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from models.errors import show
 from models.store import SHIPPED_STORE
+from service.device import Accelerator, DeviceOptions
 from service.errors import StartError
 
 ENV_PREFIX: Final = "GANSERVE_"
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+", re.ASCII)
-Accelerator = Literal["cpu", "cuda"]
-CUDA_BUCKETS: Final = (1, 4, 16, 64)
+
 SignAlgorithm = Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"]
 
 
@@ -41,26 +41,6 @@ class SignFiles:
     key_file: Path
     """PEM, PKCS #8: the first certificate's private key."""
     algorithm: SignAlgorithm
-
-
-@dataclass(frozen=True)
-class DeviceOptions:
-    """How a session uses its device."""
-
-    buckets: tuple[int, ...] | None = None
-    """Batch sizes to pad to, ascending; None: CUDA_BUCKETS on cuda, on cpu any number of rows as it is."""
-    cuda_graphs: bool = True
-    """Replay a captured graph a bucket in place of launching kernels one by one."""
-    tf32: bool = False
-    """Let cuda round the factors of matrix products to 10 bits."""
-    deterministic: bool = False
-    """Have ONNX Runtime choose only kernels that repeat their result."""
-
-    def buckets_on(self, accelerator: Accelerator) -> tuple[int, ...]:
-        """Batch sizes to pad to, empty for none."""
-        if self.buckets is None:
-            return CUDA_BUCKETS if accelerator == "cuda" else ()
-        return self.buckets
 
 
 class Settings(BaseSettings):

@@ -26,11 +26,11 @@ from PIL import Image
 from models.errors import ContractError, DamagedArtifact, InvalidValue, show
 from models.sampling import LatentSampler
 from models.store import Artifact, Store
+from service.device import Accelerator
 from service.encoding import Format, encode_image, encode_walk
 from service.provenance import Mark, Rendering, read_mark
 from service.rows import Rows
 from service.session import Session
-from service.settings import Accelerator
 
 Verdict = Literal["identical", "same pixels", "differs", "not ours", "cannot tell"]
 

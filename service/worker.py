@@ -1,7 +1,6 @@
 """The worker process: one microbatch after another on one device, and nothing else.
 
-LitServe starts the process, calls `GeneratorAPI.setup` and then runs `MicrobatchLoop`. The worker
-connects to the API process, loads the versions that it is told to (opens a session, replays a few
+It connects to the API process, loads the versions that it is told to (opens a session, replays a few
 golden rows) and runs the microbatches that it is sent until the connection ends. A version is
 loaded in a thread beside the microbatches of the one that is served, so a reload holds up no row.
 Latents are drawn and (on the CPU) images encoded here, so that the work spreads over workers and the
@@ -23,18 +22,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from litserve import LitAPI
-from litserve.loops import LitLoop
 
 from models.errors import ContractError, DamagedArtifact
 from models.sampling import LatentSampler
 from models.store import Store
 from service import channel, log
+from service.device import Accelerator, DeviceOptions
 from service.encoding import FORMATS
 from service.errors import EXIT_REFUSED, DeviceLost, StartError
 from service.provenance import Rendering
 from service.session import Session
-from service.settings import Accelerator, DeviceOptions
 from service.slots import LATENTS_GIVEN, Slot, SlotLayout, map_slots
 
 _GOLDEN_ROWS_AT_START: Final = 8
@@ -55,44 +52,30 @@ class WorkerSettings:
     channel: channel.Address
 
 
-class GeneratorAPI(LitAPI):
-    """One served model, as LitServe knows it: how a worker sets up, and the loop that it runs."""
-
-    def __init__(self, settings: WorkerSettings, model_name: str) -> None:
-        super().__init__(api_path=f"/{model_name}", loop=MicrobatchLoop())
-        self.settings = settings
-        self.model_name = model_name
-
-    def setup(self, device: str) -> None:
-        """Ignore signals: either may reach the whole process group, and a worker outlives the drain."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-
-
-class MicrobatchLoop(LitLoop):
-    """Runs microbatches from the API process until the connection ends."""
-
-    def __call__(self, lit_api: GeneratorAPI, device: str, worker_id: int, *_: Any) -> None:
-        """LitServe's entry point: called once in the worker; LitServe's own queues stay unused."""
-        address = lit_api.settings.channel
-        try:
-            link = channel.connect(address)
-            link.send({"token": address.token, "model": lit_api.model_name})
-            loader = _Loader(link, lit_api.settings, int(device.partition(":")[2] or 0))
-            loader.start()
-            while (received := link.receive_with_fd()) is not None:
-                message, fd = received
-                if "run" in message:
-                    link.send(_run(message, loader.loaded[message["line"]]))
-                else:
-                    loader.orders.put((message, fd))
-        except DeviceLost as error:  # what this worker holds is sent to the one that starts in its place
-            log.configure("info")
-            logger.error("worker %d of %s ends: %s", worker_id, lit_api.model_name, error)
-            os._exit(1)
-        except OSError:  # the API process is gone: there is nobody left to work for
-            logger.debug("worker %d of %s: the API process is gone", worker_id, lit_api.model_name)
-        os._exit(0)  # also while a session is being opened
+def work(settings: WorkerSettings, model_name: str, device: str) -> None:
+    """The life of a worker of `model_name` on `device` ("cpu", "cuda:0"): until its connection ends."""
+    # Either may reach the whole process group, and a worker outlives the drain.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    address = settings.channel
+    try:
+        link = channel.connect(address)
+        link.send({"token": address.token, "model": model_name})
+        loader = _Loader(link, settings, int(device.partition(":")[2] or 0))
+        loader.start()
+        while (received := link.receive_with_fd()) is not None:
+            message, fd = received
+            if "run" in message:
+                link.send(_run(message, loader.loaded[message["line"]]))
+            else:
+                loader.orders.put((message, fd))
+    except DeviceLost as error:  # what this worker holds is sent to the one that starts in its place
+        log.configure("info")
+        logger.error("a worker of %s ends: %s", model_name, error)
+        os._exit(1)
+    except OSError:  # the API process is gone: there is nobody left to work for
+        logger.debug("a worker of %s ends: the API process is gone", model_name)
+    os._exit(0)  # also while a session is being opened
 
 
 class _Loaded:

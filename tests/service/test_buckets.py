@@ -15,9 +15,9 @@ from toy import SIZE, Z_DIM, publish_toy
 from models.sampling import latents_from_seeds
 from models.store import Artifact
 from service.buckets import Buckets
+from service.device import DeviceOptions
 from service.errors import DeviceLost, StartError
 from service.session import Session
-from service.settings import DeviceOptions
 
 SIZES = (1, 4, 16)
 

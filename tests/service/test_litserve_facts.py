@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from litserve import LitAPI, LitServer
-from litserve.loops import LitLoop, inference_worker
 from starlette.middleware.gzip import GZipMiddleware
 
 from models.store import Store
@@ -85,13 +86,13 @@ def test_a_stock_server_has_the_routes_and_the_gzip_that_ours_leaves_out(server:
     assert GZipMiddleware not in [one.cls for one in server.app.user_middleware]
 
 
-def test_a_worker_sets_up_and_then_calls_the_loop_with_api_device_and_number_first() -> None:
-    source = inspect.getsource(inference_worker)
+def test_workers_import_no_litserve_and_no_web_framework() -> None:
+    heavy = "{'litserve', 'fastapi', 'starlette', 'uvicorn', 'pydantic', 'torch'}"
+    program = f"import sys, service.worker; print({heavy} & set(sys.modules) or 'none')"
 
-    assert source.index("lit_api.setup(device)") < source.index(
-        "    loop(\n        lit_api,\n        device,\n        worker_id,"
-    )
-    assert callable(LitLoop.__call__)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert found.stdout == "none\n"
 
 
 def test_the_number_of_workers_is_a_device_times_the_setting(server: GanServer) -> None:

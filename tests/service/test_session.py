@@ -16,10 +16,10 @@ from models.errors import DamagedArtifact
 from models.sampling import latents_from_seeds
 from models.store import Artifact, sha256_of
 from service import session as session_module
+from service.device import DeviceOptions
 from service.errors import StartError
 from service.provenance import Rendering
 from service.session import Session, check_runtime
-from service.settings import DeviceOptions
 
 
 @pytest.fixture
