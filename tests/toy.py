@@ -23,10 +23,12 @@ def toy_graph(
     truncation: bool = True,
     weights_seed: int = 0,
     last_class_kills: bool = False,
+    computes_shape: bool = False,
 ) -> bytes:
     """images = uint8(128 + 60 tanh(psi * latents @ W + E[class_idx])), as an ONNX file's bytes.
 
-    With `last_class_kills` a row of the last class ends the process that runs it (SIGFPE, x86).
+    With `last_class_kills` a row of the last class ends the process that runs it (SIGFPE, x86); with
+    `computes_shape` the last shape is computed from the batch size, as in many graphs exported elsewhere.
     """
     random = np.random.RandomState(weights_seed)
     pixels = SIZE * SIZE * channels
@@ -64,6 +66,15 @@ def toy_graph(
             helper.make_node("Add", [hidden, "nothing"], ["survived"]),
         ]
         hidden = "survived"
+    if computes_shape:
+        del constants["shape"]
+        constants["row"] = np.array([SIZE, SIZE, channels], dtype=np.int64)
+        constants["first"] = np.array([0], dtype=np.int64)
+        nodes += [
+            helper.make_node("Shape", [hidden], ["sizes"]),
+            helper.make_node("Gather", ["sizes", "first"], ["batch"]),
+            helper.make_node("Concat", ["batch", "row"], ["shape"], axis=0),
+        ]
     nodes += [
         helper.make_node("Tanh", [hidden], ["unit"]),
         helper.make_node("Mul", ["unit", "scale"], ["scaled"]),
@@ -92,6 +103,7 @@ def publish_toy(
     truncation: bool = True,
     weights_seed: int = 0,
     last_class_kills: bool = False,
+    computes_shape: bool = False,
     golden_off_by: int = 0,
 ) -> Artifact:
     """Publish a toy generator into the store at `root`; `golden_off_by` spoils its golden rows."""
@@ -101,6 +113,7 @@ def publish_toy(
         truncation=truncation,
         weights_seed=weights_seed,
         last_class_kills=last_class_kills,
+        computes_shape=computes_shape,
     )
     with Store(root).draft(name) as draft:
         manifest = Manifest(

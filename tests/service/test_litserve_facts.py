@@ -95,5 +95,16 @@ def test_workers_import_no_litserve_and_no_web_framework() -> None:
     assert found.stdout == "none\n"
 
 
+def test_with_several_gpus_each_model_has_its_workers_on_every_one() -> None:
+    class Stock(LitAPI):
+        def predict(self, x: object) -> object:
+            return x
+
+    stock = LitServer(Stock(), accelerator="cuda", devices=2, workers_per_device=2)
+
+    assert stock._inference_workers_config_for_api("/predict") == [["cuda:0"], ["cuda:1"]] * 2
+    assert LitServer(Stock(), accelerator="cuda", devices=0).devices == []
+
+
 def test_the_number_of_workers_is_a_device_times_the_setting(server: GanServer) -> None:
     assert server._inference_workers_config_for_api("/toy") == ["cpu"] * 3

@@ -13,9 +13,11 @@ from models.store import Artifact
 from service.batching import Segment
 from service.dispatch import Microbatch, portions_of
 from service.encoding import FORMATS
+from service.errors import DeviceLost
 from service.provenance import Rendering
+from service.session import Session
 from service.slots import LATENTS_GIVEN, Slot, SlotLayout, create_memory, map_slots
-from service.worker import write_made
+from service.worker import _Loaded, _run, write_made
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,21 @@ def test_the_api_process_takes_files_and_pixels_out_for_the_rows_they_belong_to(
     ]
     assert portions[0].images == [rendering.encode(images[row], "png", 7 + row, row, 0.5) for row in (0, 1)]
     assert (np.asarray(portions[2].images) == images[3]).all()
+
+
+@pytest.mark.parametrize(("error", "answer"), [(RuntimeError("no"), "failed"), (DeviceLost("no"), None)])
+def test_a_microbatch_that_fails_is_told_and_a_device_that_is_lost_ends_the_worker(
+    artifact: Artifact, slot: Slot, monkeypatch: pytest.MonkeyPatch, error: Exception, answer: str | None
+) -> None:
+    def run(*_: Any) -> None:
+        raise error
+
+    loaded = _Loaded(Session(artifact), [slot], marks=True)
+    monkeypatch.setattr(loaded.session, "run", run)
+    message = {"run": 7, "slot": 0, "rows": 5}
+
+    if answer is None:
+        with pytest.raises(DeviceLost):
+            _run(message, loaded)
+    else:
+        assert _run(message, loaded)[answer] == 7
