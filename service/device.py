@@ -1,4 +1,4 @@
-"""Which device runs a generator, and how a session uses it: words only, `session` and `buckets` act on them."""
+"""Which device runs a generator, and how a session uses it: words, on which `session` and `buckets` act."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from service.device import CUDA_BUCKETS
 from service.errors import StartError
 from service.settings import (
-    CUDA_BUCKETS,
     SECRET_FIELDS,
     DeviceOptions,
     Settings,
