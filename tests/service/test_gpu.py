@@ -14,8 +14,8 @@ from toy import publish_toy
 
 from models.sampling import LatentSampler
 from models.store import SHIPPED_STORE, Artifact, Store
+from service.device import CUDA_BUCKETS, Accelerator, DeviceOptions
 from service.session import Session
-from service.settings import CUDA_BUCKETS, Accelerator, DeviceOptions
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
