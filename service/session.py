@@ -92,9 +92,12 @@ class Session:
             buckets.warm(values)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
             if graphs:  # a capture that fails can take the process with it when it is cleaned up
-                logger.warning("%s: CUDA graphs (--no-cuda-graphs) fail: %s", self.artifact.address, error)
+                address, why = self.artifact.address, _short(error)
+                logger.warning("%s: CUDA graphs (--no-cuda-graphs) fail: %s", address, why)
                 raise
-            raise StartError(f"{self.artifact.address} does not run on {self.provider}: {error}") from None
+            raise StartError(
+                f"{self.artifact.address} does not run on {self.provider}: {_short(error)}"
+            ) from None
         return buckets
 
     def bucket(self, rows: int) -> int:
@@ -171,11 +174,11 @@ def _with_graphs_or_without(address: str, open_: Callable[[bool], None]) -> None
     except DamagedArtifact:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
-        why = str(error)
+        why = _short(error)
     try:
         open_(False)
     except StartError as error:
-        if str(error) == why:  # not the graphs' fault
+        if _short(error) == why:  # not the graphs' fault
             raise
         # A capture that fails can leave the process without its device.
         raise StartError(f"{error}; CUDA graphs failed before it ({why}): try --no-cuda-graphs") from None
@@ -213,7 +216,9 @@ def _open(
         session = onnxruntime.InferenceSession(str(graph), settings, providers=[provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
         if accelerator == "cuda":
-            raise StartError(f"accelerator cuda was asked for, but no session opens on it: {error}") from None
+            raise StartError(
+                f"accelerator cuda was asked for, but no session opens on it: {_short(error)}"
+            ) from None
         raise DamagedArtifact(f"{artifact.address}: {GRAPH_FILE} cannot be loaded: {error}") from None
     found = session.get_providers()[0]
     if found != _PROVIDERS[accelerator]:
@@ -226,6 +231,11 @@ def _open(
     if accelerator == "cuda":
         _check_placement(artifact, session)
     return session
+
+
+def _short(error: Exception) -> str:
+    """The first line of what `error` says: ONNX Runtime may tell whole graphs behind it."""
+    return str(error).partition("\n")[0][:500]
 
 
 def _cuda_options(device_id: int, options: DeviceOptions, graphs: bool) -> dict[str, int | str]:

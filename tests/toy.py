@@ -68,12 +68,17 @@ def toy_graph(
         hidden = "survived"
     if computes_shape:
         del constants["shape"]
-        constants["row"] = np.array([SIZE, SIZE, channels], dtype=np.int64)
-        constants["first"] = np.array([0], dtype=np.int64)
+        constants |= {
+            "first": np.array([0], dtype=np.int64),
+            "size": np.array([SIZE], dtype=np.int64),
+            "rest": np.array([SIZE, channels], dtype=np.int64),
+        }
         nodes += [
             helper.make_node("Shape", [hidden], ["sizes"]),
             helper.make_node("Gather", ["sizes", "first"], ["batch"]),
-            helper.make_node("Concat", ["batch", "row"], ["shape"], axis=0),
+            helper.make_node("Sub", ["batch", "batch"], ["nil"]),
+            helper.make_node("Add", ["nil", "size"], ["height"]),  # two that optimizers cannot know
+            helper.make_node("Concat", ["batch", "height", "rest"], ["shape"], axis=0),
         ]
     nodes += [
         helper.make_node("Tanh", [hidden], ["unit"]),
