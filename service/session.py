@@ -201,13 +201,13 @@ def _open(
     settings.log_severity_level = _FATAL_ONLY
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
-    settings.use_deterministic_compute = options.deterministic
     # Workers share the machine's cores: a thread that spins while it waits takes them from the others.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider: Any = _PROVIDERS[accelerator]
     if accelerator == "cuda":
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
+        settings.use_deterministic_compute = options.deterministic
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         provider = (provider, _cuda_options(device_id, options, graphs))
     graph = artifact.verified_file(GRAPH_FILE)
