@@ -97,7 +97,7 @@ class Worker:
     running: dict[int, tuple[Microbatch, int]] = field(default_factory=dict)
     """run id -> (microbatch, slot), the oldest first: that one is on the device"""
     last_run: int = 0
-    """The newest run id it was given: idle workers take turns."""
+    """The newest run id it was given: of idle workers the last one that ran goes first."""
     busy_since: float = 0.0
     """When its oldest microbatch had the device to itself (monotonic)."""
     alarm: asyncio.TimerHandle | None = None
@@ -536,8 +536,8 @@ class Dispatcher:
         able = [worker for worker in self.workers if line in worker.loaded]
         idle = [worker for worker in able if not worker.running]
         if idle:
-            rested = min(idle, key=lambda worker: worker.last_run)
-            return rested, line.size.fit(math.ceil(waiting / len(idle)))
+            warm = max(idle, key=lambda worker: worker.last_run)  # the weights are in its core's cache
+            return warm, line.size.fit(math.ceil(waiting / len(idle)))
         if waiting < cap:
             return None
         return next(((worker, cap) for worker in able if worker.free_slots and self._ends_soon(worker)), None)
