@@ -15,12 +15,11 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from service.batching import Segment
 from service.channel import Channel, Process
 from service.encoding import FORMATS, Format
 from service.errors import (
@@ -34,10 +33,11 @@ from service.errors import (
 )
 from service.line import DeviceFacts, Line
 from service.metrics import Metrics, ModelState
+from service.microbatch import Microbatch
 from service.settings import Settings
 from service.slots import Slot, create_memory, map_slots
 from service.switch import Switch
-from service.ticket import Portion, Ticket
+from service.ticket import Ticket
 
 # One microbatch on the device and one formed behind it: a new row waits for at most these two.
 _SLOTS_PER_WORKER: Final = 2
@@ -49,36 +49,6 @@ _SLOW_FACTOR: Final = 20.0  # times its measured cost, beside worker_timeout_s, 
 _LINGER_S: Final = 5.0  # a replaced version stays so long at least: a request may be about to be submitted
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Microbatch:
-    """Rows of one version that run together on one worker."""
-
-    line: Line
-    segments: Sequence[Segment[Ticket]]
-    deaths: int = 0
-    """Workers that died while they ran it."""
-    input_s: float = 0.0
-    """What writing it for the worker took, the last time."""
-
-    rows: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.keep(self.segments)
-
-    def keep(self, segments: Sequence[Segment[Ticket]]) -> None:
-        """Hold no more than `segments`."""
-        self.segments = segments
-        self.rows = sum(len(segment) for segment in segments)
-
-    def apart(self) -> list[Microbatch]:
-        """The same rows, each alone."""
-        return [
-            Microbatch(self.line, [Segment(segment.request, row, row + 1)], self.deaths)
-            for segment in self.segments
-            for row in range(segment.start, segment.stop)
-        ]
 
 
 @dataclass(eq=False)
@@ -321,7 +291,7 @@ class Dispatcher:
     def _done(self, worker: Worker, message: dict[str, Any]) -> None:
         batch, slot = worker.running.pop(message["done"])
         started = time.perf_counter()
-        portions = portions_of(batch, worker.slots[batch.line][slot])
+        portions = batch.take(worker.slots[batch.line][slot])
         output_s = time.perf_counter() - started
         # The images are ours now, so the slot may take the next microbatch.
         worker.free_slots.append(slot)
@@ -560,45 +530,15 @@ class Dispatcher:
         started = time.perf_counter()
         slot_index = worker.free_slots.pop()
         slot = worker.slots[batch.line][slot_index]
-        row = 0
-        for segment in batch.segments:
-            rows, there = segment.request.rows, slice(row, row + len(segment))
-            here = slice(segment.start, segment.stop)
-            slot.seeds[there] = rows.seeds[here]
-            slot.class_idx[there] = rows.class_idx[here]
-            slot.truncation_psi[there] = rows.truncation_psi[here]
-            slot.formats[there] = self._format_codes[segment.request.fmt]
-            if rows.latents is not None:
-                slot.latents[there] = rows.latents[here]
-            row += len(segment)
+        batch.write(slot, self._format_codes)
         batch.input_s = time.perf_counter() - started
         self._next_run += 1
         if not worker.running:
             worker.busy_since = time.monotonic()
         worker.running[self._next_run] = batch, slot_index
         worker.last_run = self._next_run
-        order = {"run": self._next_run, "line": batch.line.number, "slot": slot_index, "rows": row}
+        order = {"run": self._next_run, "line": batch.line.number, "slot": slot_index, "rows": batch.rows}
         try:
             worker.channel.send(order)
         except OSError:  # never for a full buffer: a few packets of some hundred bytes are out at most
             logger.debug("%s: worker %d is gone; its end-of-file will say so", self.name, worker.process.pid)
-
-
-def portions_of(batch: Microbatch, slot: Slot) -> list[Portion]:
-    """What a worker made of `batch`, taken out of its slot: files where it wrote files, else pixels."""
-    file_bytes, encode_s = slot.file_bytes[: batch.rows].tolist(), slot.encode_s[: batch.rows].tolist()
-    row, portions = 0, []
-    for segment in batch.segments:
-        offset = segment.start - row
-        end = row + len(segment)
-        while row < end:
-            first, is_file = row, file_bytes[row] > 0
-            while row < end and (file_bytes[row] > 0) is is_file:
-                row += 1
-            if is_file:
-                files = [slot.made[one, : file_bytes[one]].tobytes() for one in range(first, row)]
-                took_s = sum(encode_s[first:row])
-                portions.append(Portion(segment.request, first + offset, files, took_s))
-            else:
-                portions.append(Portion(segment.request, first + offset, slot.images[first:row].copy()))
-    return portions

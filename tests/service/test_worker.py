@@ -11,9 +11,9 @@ from toy import publish_toy
 
 from models.store import Artifact
 from service.batching import Segment
-from service.dispatch import Microbatch, portions_of
 from service.encoding import FORMATS
 from service.errors import DeviceLost
+from service.microbatch import Microbatch
 from service.provenance import Rendering
 from service.session import Session
 from service.slots import LATENTS_GIVEN, Slot, SlotLayout, create_memory, map_slots
@@ -82,7 +82,7 @@ def test_the_api_process_takes_files_and_pixels_out_for_the_rows_they_belong_to(
     write_made(images, slot, rendering)
     line: Any = None
 
-    portions = portions_of(Microbatch(line, [Segment(first, 0, 2), Segment(second, 10, 13)]), slot)
+    portions = Microbatch(line, [Segment(first, 0, 2), Segment(second, 10, 13)]).take(slot)
 
     assert [(one.ticket, one.start, len(one.images)) for one in portions] == [
         (first, 0, 2),

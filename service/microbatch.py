@@ -1,0 +1,79 @@
+"""One microbatch: rows of several requests on their way through one worker's slot and back.
+
+Owns what stands where in the slot on the API process's side; `worker` is the other side. When a
+microbatch runs, where, and again after a death, is `dispatch`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from service.batching import Segment
+from service.encoding import Format
+from service.line import Line
+from service.slots import Slot
+from service.ticket import Portion, Ticket
+
+
+@dataclass(eq=False)
+class Microbatch:
+    """Rows of one version that run together on one worker."""
+
+    line: Line
+    segments: Sequence[Segment[Ticket]]
+    deaths: int = 0
+    """Workers that died while they ran it."""
+    input_s: float = 0.0
+    """What writing it for the worker took, the last time."""
+
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keep(self.segments)
+
+    def keep(self, segments: Sequence[Segment[Ticket]]) -> None:
+        """Hold no more than `segments`."""
+        self.segments = segments
+        self.rows = sum(len(segment) for segment in segments)
+
+    def write(self, slot: Slot, codes: Mapping[Format | None, int]) -> None:
+        """Write the rows where a worker reads them; `codes` says what it makes of each format."""
+        row = 0
+        for segment in self.segments:
+            rows, there = segment.request.rows, slice(row, row + len(segment))
+            here = slice(segment.start, segment.stop)
+            slot.seeds[there] = rows.seeds[here]
+            slot.class_idx[there] = rows.class_idx[here]
+            slot.truncation_psi[there] = rows.truncation_psi[here]
+            slot.formats[there] = codes[segment.request.fmt]
+            if rows.latents is not None:
+                slot.latents[there] = rows.latents[here]
+            row += len(segment)
+
+    def take(self, slot: Slot) -> list[Portion]:
+        """What a worker made of the rows, copied out of its slot: files where it wrote files, else pixels."""
+        file_bytes, encode_s = slot.file_bytes[: self.rows].tolist(), slot.encode_s[: self.rows].tolist()
+        row, portions = 0, []
+        for segment in self.segments:
+            offset = segment.start - row
+            end = row + len(segment)
+            while row < end:
+                first, is_file = row, file_bytes[row] > 0
+                while row < end and (file_bytes[row] > 0) is is_file:
+                    row += 1
+                if is_file:
+                    files = [slot.made[one, : file_bytes[one]].tobytes() for one in range(first, row)]
+                    took_s = sum(encode_s[first:row])
+                    portions.append(Portion(segment.request, first + offset, files, took_s))
+                else:
+                    portions.append(Portion(segment.request, first + offset, slot.images[first:row].copy()))
+        return portions
+
+    def apart(self) -> list[Microbatch]:
+        """The same rows, each alone."""
+        return [
+            Microbatch(self.line, [Segment(segment.request, row, row + 1)], self.deaths)
+            for segment in self.segments
+            for row in range(segment.start, segment.stop)
+        ]
