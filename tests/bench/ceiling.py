@@ -1,4 +1,4 @@
-"""What the one API process can do at most: requests a second beside a generator that costs nothing, and encodes.
+"""What the one API process can do at most: requests a second, of a generator that costs nothing, and encodes.
 
     python tests/bench/ceiling.py [--seconds S]
 
