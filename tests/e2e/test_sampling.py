@@ -452,3 +452,19 @@ def test_the_documents_describe_every_route_and_load_from_here(shared_server: Se
     assert "http://" not in docs
     assert "https://" not in docs
     assert shared_server.http.get("/docs/assets/swagger-ui-bundle.js").status_code == 200
+
+
+def test_servers_of_other_sizes_and_a_restart_give_the_same_bytes(serve: Callable[..., Server]) -> None:
+    def answers(server: Server) -> list[bytes]:
+        wanted = {"seeds": [3, 2**32 - 1, 7, 42], "truncation_psi": 0.7}
+        zipped = server.http.post("/v1/samples", json=wanted).content
+        moving = server.http.get("/v1/models/fashion-mnist/42.png?class_idx=8", follow_redirects=True)
+        return [zipped, moving.headers["etag"].encode(), moving.content]
+
+    small = serve("--workers", "1", "--threads", "2", "--max-microbatch", "3", store=None)
+    first = answers(small)
+    assert small.terminate() == 0
+    again = answers(serve("--workers", "1", "--threads", "2", "--max-microbatch", "3", store=None))
+    large = answers(serve("--workers", "2", "--max-microbatch", "16", store=None))
+
+    assert first == again == large
