@@ -1,4 +1,4 @@
-"""The promise: a seed with its parameters is one image, whatever it is made beside and on how many threads."""
+"""The promise: a seed with its parameters is one image, whatever is made beside it and on any threads."""
 
 from __future__ import annotations
 
