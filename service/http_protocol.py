@@ -2,26 +2,41 @@
 
 uvicorn closes a connection that stays idle after an answer, but waits without end for the rest of a
 request's head, and neither it nor its parser bounds a head's size. Both are attacks with a name
-(Slowloris). The time and the size of a body are the routes' matter.
+(Slowloris). The time and the size of a body are the routes' matter. An offer to upgrade the connection
+is ignored, where uvicorn would lose the body and read it as the next request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from models.errors import show
+from service.settings import Settings
+
 _CONNECTION: Final = "ganserve.connection"
+_BODY_FAULT: Final = "ganserve.body_fault"
+
+logger = logging.getLogger(__name__)
+
+
+class _Refusal(NamedTuple):
+    status: HTTPStatus
+    code: str
+    sentence: str
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """One connection; `patient_protocol` makes the class with its two limits.
+    """One connection; `patient_protocol` makes the class with its limits.
 
     While no request is being answered, a whole head must come within `header_timeout_s`, and so must
     the rest of a body that was answered before it was read (one too large, say), or the connection is
@@ -30,12 +45,19 @@ class PatientProtocol(HttpToolsProtocol):
 
     header_timeout_s: float
     max_header_bytes: int
+    max_body_bytes: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._when_lost: Callable[[], object] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._in_head = self._in_body = False  # of the request that the parser reads
         self._head_bytes = 0  # received of a head that is not whole yet
+        self._is_at_start = False  # of what was received; a head that begins later has no known length
+        self._is_measured = False  # the head began with what was received
+        self._broken: _Refusal | None = None  # what is wrong with the request; nothing after it is read
+        self._is_deaf = False
+        self._begun = False  # a head, in what is being taken
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,10 +69,6 @@ class PatientProtocol(HttpToolsProtocol):
         if self._when_lost is not None:
             self._when_lost()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope[_CONNECTION] = self  # type: ignore[typeddict-unknown-key]
-
     def when_lost(self, call: Callable[[], object] | None) -> None:
         """Call `call` if the caller leaves while its request is answered; None: no longer.
 
@@ -60,43 +78,141 @@ class PatientProtocol(HttpToolsProtocol):
         if call is not None and self.transport.is_closing():
             call()
 
+    # -- bytes ------------------------------------------------------------------------------------
+
     def data_received(self, data: bytes) -> None:
-        # A packet may be larger than a head may be: what may begin a request is looked at in pieces.
-        limit = self.max_header_bytes
-        while len(data) > limit and not self._is_answering and not self.transport.is_closing():
-            self._take(data[:limit])
-            data = data[limit:]
-        if not self.transport.is_closing():
-            self._take(data)
+        """Give the parser no more of a head than a head may be."""
+        while data and not self._is_deaf and not self.transport.is_closing():
+            piece = data
+            if not self._in_body:
+                room = self.max_header_bytes - self._head_bytes
+                if not room:
+                    self._refuse(self._head_too_large())
+                    return
+                piece = data[:room]
+            self._take(piece)
+            data = data[len(piece) :]
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPStatus.BAD_REQUEST, "bad_request", "the request must be HTTP/1.1, got other bytes")
-
-    def _take(self, data: bytes) -> None:
-        super().data_received(data)
+    def _take(self, piece: bytes) -> None:
+        self._unset_keepalive_if_required()
+        self._is_at_start = not self._in_head and not self._in_body
+        was_in_head, self._begun = self._in_head, False
+        self._parse(piece)
         if self._is_answering:
             self._stop_timer()
         elif self._timer is None:
             self._start_timer()
-        if self.scope is None or "method" in self.scope:  # uvicorn adds the method once the head is whole
+        if self._in_head and (self._is_measured or (was_in_head and not self._begun)):
+            self._head_bytes += len(piece)
+        else:
             self._head_bytes = 0
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > self.max_header_bytes and not self.transport.is_closing():
-            sentence = (
-                f"max_header_bytes is {self.max_header_bytes} bytes of request line and headers, got more"
+
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as stop:
+                # The parser takes what follows for another protocol; we speak none, and the field may be
+                # ignored (RFC 9110, 7.8): the same request without it, to a parser that has not seen it.
+                data = self._head_without_upgrade() + data[stop.args[0] :]
+                self.parser = _parser(self)
+            except httptools.HttpParserError as error:
+                self._refuse(self._broken or self._fault(error))
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        line = (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        fields = (b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (*line, b"".join(fields))
+
+    # -- what the parser tells --------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[_CONNECTION] = self  # type: ignore[typeddict-unknown-key]
+        self._in_head = self._begun = True
+        self._is_measured, self._is_at_start = self._is_at_start, False
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return  # `_parse` begins again
+        self._broken = self._refusal_of_head()
+        if self._broken is not None:
+            raise ValueError(self._broken.sentence)  # stops the parser
+        super().on_headers_complete()
+        self._in_head, self._in_body = False, True
+
+    def on_message_complete(self) -> None:
+        if self._in_body:
+            self._in_body = False
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._broken is not None and not self._is_answering and not self.transport.is_closing():
+            self._answer(self._broken)
+
+    # -- refusals ---------------------------------------------------------------------------------
+
+    def _refusal_of_head(self) -> _Refusal | None:
+        """What is wrong with a whole head that the parser has no objection to."""
+        hosts = 0
+        for name, _ in self.headers:
+            hosts += name == b"host"
+        if self.parser.should_upgrade():
+            return _bad_request("the method CONNECT is for proxies, and this is none")
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
+            return _bad_request(f"a request must have one Host header, got {hosts}")
+        if not self._is_measured:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > self.max_header_bytes:
+                return self._head_too_large()
+        return None
+
+    def _head_too_large(self) -> _Refusal:
+        limit = self.max_header_bytes
+        sentence = f"max_header_bytes is {limit} bytes of request line and headers, got more"
+        return _Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", sentence)
+
+    def _fault(self, error: httptools.HttpParserError) -> _Refusal:
+        """What the parser stumbled over, in its words where they are for callers."""
+        reason = str(error)
+        if reason == "Content-Length overflow":
+            sentence = f"max_body_bytes is {self.max_body_bytes} bytes a body, got more"
+            return _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", sentence)
+        if isinstance(error, httptools.HttpParserCallbackError):  # of uvicorn's, which reads the target
+            return _bad_request(
+                f"the request's target must be a path, got {show(self.url.decode('latin-1'))}"
             )
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", sentence)
+        if reason == "Pause on PRI/Upgrade":
+            reason = "this is HTTP/2"
+        return _bad_request(f"the request must be HTTP/1.1: {reason}")
+
+    def _refuse(self, refusal: _Refusal) -> None:
+        """Answer what came before, then this, and close. A broken body is told where it is read."""
+        self._is_deaf = True
+        if not self._is_answering:
+            self._answer(refusal)
+        elif self._in_body:
+            self.scope[_BODY_FAULT] = refusal.sentence  # type: ignore[typeddict-unknown-key]
+            self.cycle.keep_alive = False
+            self.cycle.message_event.set()
+        else:
+            self._broken = refusal
 
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _refuse(self, status: HTTPStatus, code: str, sentence: str) -> None:
+    def _answer(self, refusal: _Refusal) -> None:
         """Answer in the form of every error, without a route, and close."""
-        if not self._is_answering:  # or these bytes would stand in the middle of another answer
+        if not self._in_body:  # or the request has its answer already
             request_id = uuid.uuid4().hex
-            body = json.dumps({"error": sentence, "code": code, "request_id": request_id}).encode()
+            logger.info("%s: no request: %s", request_id, refusal.sentence)
+            told = {"error": refusal.sentence, "code": refusal.code, "request_id": request_id}
+            body = json.dumps(told).encode()
             headers = [
                 *self.server_state.default_headers,
                 (b"content-type", b"application/json"),
@@ -104,7 +220,8 @@ class PatientProtocol(HttpToolsProtocol):
                 (b"x-request-id", request_id.encode()),
                 (b"connection", b"close"),
             ]
-            lines = [f"HTTP/1.1 {status} {status.phrase}".encode(), *(b"%s: %s" % one for one in headers)]
+            line = f"HTTP/1.1 {refusal.status} {refusal.status.phrase}".encode()
+            lines = [line, *(b"%s: %s" % one for one in headers)]
             self.transport.write(b"\r\n".join([*lines, b"", body]))
         self.transport.close()
 
@@ -128,7 +245,24 @@ def connection_of(scope: Scope) -> PatientProtocol:
     return connection
 
 
-def patient_protocol(header_timeout_s: float, max_header_bytes: int) -> type[PatientProtocol]:
+def body_fault(scope: Scope) -> str | None:
+    """What is wrong with how the body of a request was sent, in a sentence; nothing more of it comes."""
+    fault: str | None = scope.get(_BODY_FAULT)
+    return fault
+
+
+def patient_protocol(settings: Settings) -> type[PatientProtocol]:
     """The class of connections, for uvicorn's option `http`."""
-    limits = {"header_timeout_s": header_timeout_s, "max_header_bytes": max_header_bytes}
+    limits = {name: getattr(settings, name) for name in PatientProtocol.__annotations__}
     return type("ConfiguredProtocol", (PatientProtocol,), limits)
+
+
+def _bad_request(sentence: str) -> _Refusal:
+    return _Refusal(HTTPStatus.BAD_REQUEST, "bad_request", sentence)
+
+
+def _parser(protocol: PatientProtocol) -> Any:
+    """As uvicorn makes it."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser

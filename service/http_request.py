@@ -21,6 +21,7 @@ from service.errors import (
     TooLarge,
     UnknownMediaType,
 )
+from service.http_protocol import body_fault
 
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}  # as zlib counts them: with gzip's header, with its own
 
@@ -46,7 +47,10 @@ async def read_body(
 
 
 async def read_bytes(request: Request, max_bytes: int, timeout_ms: int) -> bytes:
-    """The body, whatever it is. Raises TooLarge, CallerLeft, DeadlineExceeded if it is not sent in time."""
+    """The body, whatever it is.
+
+    Raises TooLarge, MalformedBody if its framing breaks, CallerLeft, DeadlineExceeded if it takes too long.
+    """
     declared = header(request, b"content-length") or ""
     if declared.isdecimal() and int(declared) > max_bytes:
         raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got {declared}")
@@ -57,6 +61,8 @@ async def read_bytes(request: Request, max_bytes: int, timeout_ms: int) -> bytes
     more = True
     async with _deadline(timeout_ms, "the body was not sent"):
         while more:
+            if (fault := body_fault(request.scope)) is not None:
+                raise MalformedBody(fault)
             message = await request.receive()
             body += _chunk(message, len(body), max_bytes)
             more = message.get("more_body", False)

@@ -76,7 +76,7 @@ def serve(settings: Settings) -> int:
             server_header=False,
             proxy_headers=False,  # nobody here asks for a caller's address
             headers=[("X-Content-Type-Options", "nosniff")],
-            http=patient_protocol(settings.header_timeout_s, settings.max_header_bytes),
+            http=patient_protocol(settings),
             ws="none",
         )
     except SystemExit:  # uvicorn's way to say that it cannot bind: another server was faster than we

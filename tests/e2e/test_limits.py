@@ -141,6 +141,33 @@ def test_a_head_a_little_too_large_is_told_the_limit(connection: socket.socket) 
     assert told["code"] == "too_large"
 
 
+def head_of(size: int, padding: bytes = b"x") -> bytes:
+    """A whole head of `size` bytes."""
+    begun = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-large:"
+    return begun.ljust(size - 5, padding) + b"x\r\n\r\n"
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"], ids=["first", "second"])
+def test_a_head_sent_at_once_has_the_same_limit(connection: socket.socket, before: bytes) -> None:
+    connection.sendall(before + head_of(2100))
+
+    assert read_to_end(connection).rpartition(b"HTTP/1.1 ")[2].startswith(b"431 ")
+
+
+@pytest.mark.parametrize("size", [2049, 3000, 4096])
+def test_spaces_count_in_a_head_too(connection: socket.socket, size: int) -> None:
+    connection.sendall(head_of(size, b" "))
+
+    assert read_to_end(connection).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("before", [b"", ASK + b"content-length: 2040\r\n\r\n" + b" " * 2040])
+def test_a_head_of_the_limit_is_read_wherever_it_stands(connection: socket.socket, before: bytes) -> None:
+    connection.sendall(before + head_of(2048))
+
+    assert read_to_end(connection).rpartition(b"HTTP/1.1 ")[2].startswith(b"200 ")
+
+
 def test_a_large_body_is_no_large_head(limited: Server) -> None:
     latents = [[0.123456789] * Z_DIM] * 20
     answer = httpx.post(f"{limited.url}/v1/samples", json={"latents": latents, "format": "npy"})
