@@ -2,8 +2,8 @@
 
 Same *pixels* for (digest, seed, parameters) on one provider class; same *bytes* for the same
 render id besides. A mark is an XMP packet: for the world that the image is generated (IPTC's digital
-source type), for `ganserve verify` all that it takes to make it again. It holds no time, so that
-the same image stays the same bytes.
+source type), for `ganserve verify` all that it takes to make it again. It holds no time, and no version:
+the digest names the graph, and a graph published again under its name keeps its addresses and their bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import InvalidValue, show
-from models.manifest import MAX_VERSION, Manifest, canonical_json, check_name
+from models.manifest import Manifest, canonical_json, check_name
 from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
 from service.encoding import Format, encode_image, encoder_id
 from service.rows import MAX_WALK_FRAMES
@@ -46,7 +46,7 @@ _PACKET_HEAD: Final = (
     ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
     f' xmlns:ganserve="{_NAMESPACE}"'
     f' Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}"'
-    ' ganserve:model="{model}" ganserve:version="{version}"'
+    ' ganserve:model="{model}"'
     ' ganserve:digest="{digest}" ganserve:renderId="{render_id}"'
 )
 _PACKET_TAIL: Final = '/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
@@ -62,10 +62,10 @@ class Rendering:
         self, manifest: Manifest, provider: str, runtime_version: str, marks: bool, arithmetic: str = ""
     ) -> None:
         """`arithmetic`: what else decides the pixels, as `Session.arithmetic`."""
-        name, version = html.escape(manifest.name), str(manifest.version)
+        name = html.escape(manifest.name)
         facts = {
             "encoder": encoder_id(),
-            "marks": [_PACKET_HEAD, _PACKET_TAIL, name, version] if marks else False,
+            "marks": [_PACKET_HEAD, _PACKET_TAIL, name] if marks else False,
             "provider": provider,
             "runtime": runtime_version,
         }
@@ -78,9 +78,7 @@ class Rendering:
         self.model = manifest.name
         self.version = manifest.version
         self.digest = manifest.digest
-        self._head = _PACKET_HEAD.format(
-            model=name, version=version, digest=self.digest, render_id=self.render_id
-        ).encode()
+        self._head = _PACKET_HEAD.format(model=name, digest=self.digest, render_id=self.render_id).encode()
         self._tail = _PACKET_TAIL.encode()
 
     def encode(
@@ -143,7 +141,6 @@ class Mark:
     """What a mark says. Its values are in their ranges; whether they are true only pixels can tell."""
 
     model: str
-    version: int
     digest: str
     render_id: str
     seed: int | None
@@ -177,7 +174,6 @@ def read_mark(data: bytes) -> Mark | None:
         )
     return Mark(
         model=check_name(said.get("model")),
-        version=_number(said, "version", 1, MAX_VERSION),
         digest=_hex(said, "digest", 64),
         render_id=_hex(said, "renderId", 16),
         seed=_number(said, "seed", 0, MAX_SEED) if "seed" in said else None,

@@ -206,7 +206,7 @@ class _Maker:
 
     def rendering(self, mark: Mark) -> Rendering:
         """As it is rendered here, under the name that the mark gives it: a digest may have several."""
-        named = replace(self.manifest, name=mark.model, version=mark.version)
+        named = replace(self.manifest, name=mark.model)
         session = self._session
         return Rendering(named, session.provider, session.runtime_version, True, session.arithmetic)
 
@@ -305,7 +305,7 @@ def _claim(file: _File, makers: _Makers) -> _Claim | Finding:
     except DamagedArtifact as error:
         return Finding(file.name, "cannot tell", str(error))
     if maker is None:
-        why = f"the store has no model of digest {mark.digest[:12]}; it says {mark.model}:{mark.version}"
+        why = f"the store has no model of digest {mark.digest[:12]}; it says {mark.model}"
         return Finding(file.name, "not ours", why)
     if mark.seed is None and mark.walk is None:
         return Finding(file.name, "cannot tell", "its latents were given, so no seed makes it again")

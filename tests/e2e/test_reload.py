@@ -270,3 +270,17 @@ def test_a_reload_mends_a_model_whose_served_version_was_damaged_in_the_store(
 
     assert (answer.status_code, answer.json()["version"]) == (200, 2)
     assert server.http.post("/v1/samples", json={"seed": 1}).status_code == 200
+
+
+def test_the_address_of_a_graph_published_again_keeps_its_bytes(serve: Serve, store: Path) -> None:
+    digest = Store(store).resolve("toy").digest[:12]
+    address = f"/v1/models/toy@{digest}/7.png"
+    server = serve("--model", "toy", "--workers", "1", store=store)
+    before = server.http.get(address)
+    publish_toy(store, "toy")
+
+    assert reload(server).json()["version"] == 2
+
+    after = server.http.get(address)
+    assert (before.status_code, after.status_code) == (200, 200)
+    assert (after.content, after.headers["etag"]) == (before.content, before.headers["etag"])
