@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         help="make images again and compare",
         description="Read the mark in each image, make the image again from the store, and compare. "
         "Exit status: 0 all are identical or have the same pixels; 1 one differs; 2 a mistake in what was "
-        "asked for; 3 none differs, but one is not ours or cannot be told.",
+        "asked for; 3 none differs, but one is not ours or cannot be told, or there is no image.",
     )
     _add_store(verify)
     verify.add_argument(
@@ -177,7 +177,7 @@ def _sample(arguments: argparse.Namespace) -> int:
             print(f"\r{written}/{len(seeds)} images", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    print(f"{written} images of {artifact.address} ({artifact.digest[:12]}) in {arguments.out}")
+    print(f"{_images(written)} of {artifact.address} ({artifact.digest[:12]}) in {arguments.out}")
     return 0
 
 
@@ -248,10 +248,16 @@ def _verify(arguments: argparse.Namespace) -> int:
             print(finding, flush=True)
             verdicts[finding.verdict] += 1
         counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-        total = verdicts.total()
-        print(f"{total} image{'' if total == 1 else 's'}" + (f": {counts}" if counts else ""))
+        if counts:
+            print(f"{_images(verdicts.total())}: {counts}")
+        else:
+            print(f"no image in {', '.join(map(str, arguments.paths))}")
         status = status or exit_status(verdicts)
     return status
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _check_threads(threads: int) -> None:

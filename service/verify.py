@@ -36,7 +36,7 @@ Verdict = Literal["identical", "same pixels", "differs", "not ours", "cannot tel
 
 EXIT_DIFFERS: Final = 1
 EXIT_UNKNOWN: Final = 3
-"""Nothing differs, but something is not ours, or cannot be told."""
+"""Nothing differs, but something is not ours, or cannot be told, or there is no image at all."""
 
 _IMAGE_SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".webp"}
 _SUFFIXES: Final = _IMAGE_SUFFIXES | {".zip", ".tar"}  # what is looked at in a folder
@@ -61,10 +61,11 @@ class Finding:
 
 
 def exit_status(verdicts: Counter[Verdict]) -> int:
-    """0 if every image is proved, EXIT_DIFFERS if one differs, EXIT_UNKNOWN if one is not ours or unclear."""
+    """0 if there are images and all are proved, EXIT_DIFFERS if one differs, else EXIT_UNKNOWN."""
     if verdicts["differs"]:
         return EXIT_DIFFERS
-    return EXIT_UNKNOWN if verdicts["not ours"] or verdicts["cannot tell"] else 0
+    proved = verdicts["identical"] + verdicts["same pixels"]
+    return 0 if proved and proved == verdicts.total() else EXIT_UNKNOWN
 
 
 def verify_files(

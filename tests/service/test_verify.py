@@ -228,6 +228,16 @@ def test_folders_zips_and_tars_are_looked_through(
     ]
 
 
+@pytest.mark.parametrize("names", [[], ["seed0000000007.npy", "notes.txt"]], ids=["empty", "no images"])
+def test_a_folder_without_an_image_proves_nothing(verify: Verify, tmp_path: Path, names: list[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"no image")
+
+    assert verify(folder) == (3, [f"no image in {folder}"])
+
+
 def test_more_images_than_a_microbatch_come_in_their_order(
     verify: Verify, toy_store: Path, tmp_path: Path
 ) -> None:
