@@ -36,8 +36,8 @@ from models.store import Artifact, Store
 from service.device import Accelerator, DeviceOptions
 from service.encoding import Format, encode_image, encode_npy
 from service.errors import StartError
-from service.session import Session
-from service.settings import Settings
+from service.session import Session, check_runtime
+from service.settings import Settings, check_devices
 
 _START_S: Final = 60.0
 _ENDS_WITHIN_S: Final = 30.0
@@ -144,8 +144,10 @@ def bench(
 ) -> Iterator[str]:
     """Measure `cases` on a server started with `flags`, which `settings` were read from; yield lines of text.
 
-    Raises StartError if the server does not become ready, ContractError for a model that is not there.
+    Raises StartError if the server cannot start, ContractError for a model that is not there.
     """
+    check_runtime(settings.accelerator)
+    check_devices(settings)
     artifact = Store(settings.store).resolve(settings.model_addresses[0])
     started = time.monotonic()
     with _server(settings.port, flags) as server, _in_process(settings, artifact) as limits:

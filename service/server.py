@@ -42,7 +42,7 @@ from service.http_protocol import patient_protocol
 from service.http_routes import surround
 from service.serving import Serving
 from service.session import check_runtime
-from service.settings import Settings
+from service.settings import Settings, check_devices
 from service.supervisor import Supervisor
 from service.worker import WorkerSettings, work
 
@@ -57,6 +57,7 @@ def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. Raises StartError, ContractError."""
     log.configure(settings.log_level)
     check_runtime(settings.accelerator)
+    check_devices(settings)
     artifacts = _resolve(settings)
     _check_port(settings)
     server = GanServer(settings, artifacts)
@@ -148,10 +149,6 @@ class GanServer(LitServer):
             timeout=False,
             restart_workers=True,
         )
-        if not self.devices:
-            raise StartError(
-                f"accelerator {settings.accelerator} was asked for, but no such device is to be seen"
-            )
 
     # -- LitServe's parts that are replaced --------------------------------------------------------
 

@@ -14,10 +14,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args, get_origin
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
@@ -122,7 +123,7 @@ class Settings(BaseSettings):
         ge=0,
         le=86_400,
         description="look into the store every so many seconds, and serve the highest version of models "
-        "that name none; 0 (default) is never, POST /v1/models/NAME/reload does it on request",
+        "that name none; 0 is never, POST /v1/models/NAME/reload does it on request",
     )
     encode_threads: int | None = Field(
         None, ge=1, le=256, description="threads that encode images; default: as CPUs"
@@ -144,19 +145,23 @@ class Settings(BaseSettings):
         None, description="keys that callers must present, comma separated; no flag, since flags can be seen"
     )
     api_keys_file: Path | None = Field(
-        None, description="file of such keys, one a line, # comments; read again when it changes"
+        None,
+        description="file of keys that callers must present, one a line, # comments; read again when it "
+        "changes; GANSERVE_API_KEYS holds more",
     )
     admin_keys: SecretStr | None = Field(
         None, description="keys that may also reload models, comma separated; no flag"
     )
-    admin_keys_file: Path | None = Field(None, description="file of admin keys, as api_keys_file")
+    admin_keys_file: Path | None = Field(
+        None,
+        description="file of keys that may also reload models, as api_keys_file; "
+        "GANSERVE_ADMIN_KEYS holds more",
+    )
     sign_cert_file: Path | None = Field(
         None, description="PEM file of the C2PA signing certificate and its issuers; needs the extra c2pa"
     )
     sign_key_file: Path | None = Field(None, description="PEM file of that certificate's private key")
-    sign_algorithm: SignAlgorithm = Field(
-        "es256", description="of that key: es256, es384, es512, ps256, ps384, ps512 or ed25519"
-    )
+    sign_algorithm: SignAlgorithm = Field("es256", description="of that key")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="what is logged to stderr"
     )
@@ -283,11 +288,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if name in SECRET_FIELDS:
             continue
         if field.annotation is bool:
-            parser.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=None, help=field.description
-            )
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=_help(field))
         else:
-            parser.add_argument(flag, default=None, metavar=name.upper(), help=field.description)
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            metavar = f"{{{','.join(choices)}}}" if choices else name.upper()
+            parser.add_argument(flag, default=None, metavar=metavar, help=_help(field))
+
+
+def _help(field: FieldInfo) -> str:
+    """What a field is, and its default unless that is none or told already."""
+    told = field.description or ""
+    if field.default is None or "default:" in told:
+        return told
+    default = ("off", "on")[field.default] if isinstance(field.default, bool) else field.default
+    return f"{told} (default: {f'{default:g}' if isinstance(default, float) else default})"
 
 
 def flags_of(arguments: argparse.Namespace) -> list[str]:
@@ -381,6 +395,14 @@ def usable_gpus() -> int:
         return int(check_cuda_with_nvidia_smi())
     # CUDA takes names (numbers or GPU-… ids) up to the first that is none; LitServe knows numbers only.
     return len(list(itertools.takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
+
+
+def check_devices(settings: Settings) -> None:
+    """Raise StartError where there is no device of the accelerator that was asked for."""
+    if not settings.devices:
+        raise StartError(
+            f"accelerator {settings.accelerator} was asked for, but no such device is to be seen"
+        )
 
 
 def _cgroup_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,9 @@ from server_process import GANSERVE
 QUICK = ("--model", "toy", "--seconds", "0.3", "--rounds", "1", "--workers", "1")
 
 
-def bench(store: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def bench(store: Path, *flags: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [str(GANSERVE), "bench", "--store", str(store), *QUICK, *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,10 @@ def test_a_load_is_told_in_one_line_beside_the_in_process_limit(
 def test_a_loop_is_closed_or_open_and_a_server_that_cannot_start_is_a_sentence(toy_store: Path) -> None:
     both = bench(toy_store, "--clients", "2", "--rate", "50")
     unknown = bench(toy_store, "--model", "nobody")
+    no_device = bench(toy_store, "--accelerator", "cuda", env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
 
-    assert (both.returncode, unknown.returncode) == (2, 2)
+    assert (both.returncode, unknown.returncode, no_device.returncode) == (2, 2, 2)
     assert "clients and rate must not be given together" in both.stderr
     assert "nobody" in unknown.stderr
+    assert no_device.stderr.startswith("ganserve: accelerator cuda was asked for, but ")
+    assert no_device.stderr.count("\n") == 1
