@@ -530,6 +530,8 @@ def give_key(page: Any, key: str) -> None:
 def test_a_key_is_asked_for_until_it_is_known_and_then_every_image_comes(keyed_page: Any) -> None:
     keyed_page.goto("/")
     expect(keyed_page.locator("#key-note")).to_have_text("This service wants an API key.")
+    asked = keyed_page.locator("#key").bounding_box()
+    field = keyed_page.locator("#key-value").bounding_box()
     give_key(keyed_page, "wrong-key-0123456789")
     expect(keyed_page.locator("#key-note")).to_have_text(
         "the API key must be one that is known here, got another."
@@ -539,6 +541,8 @@ def test_a_key_is_asked_for_until_it_is_known_and_then_every_image_comes(keyed_p
     keyed_page.reload()
     expect(keyed_page.locator(SHOWN)).to_have_count(24)
 
+    assert asked["height"] < 300  # as high as what it says, on a screen of 900
+    assert field["height"] >= 40
     assert keyed_page.evaluate("Object.values(sessionStorage)") == [KEY]
     assert keyed_page.evaluate("Object.values(localStorage).length + document.cookie.length") == 0
     assert keyed_page.locator(".tile img").first.evaluate("image => image.src").startswith("blob:")
