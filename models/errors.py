@@ -33,14 +33,27 @@ class VersionExists(ContractError):
     """That version is published already; versions are never overwritten."""
 
 
-_QUOTE = reprlib.Repr()
+class _Quote(reprlib.Repr):
+    """Values as their owner wrote them: true, false and null are JSON's and YAML's words."""
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return "true" if value else "false"
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802  reprlib asks by the type's name
+        return "null"
+
+
+_QUOTE = _Quote()
 _QUOTE.maxstring = _QUOTE.maxother = 80
 _QUOTE.maxlist = _QUOTE.maxtuple = _QUOTE.maxdict = 8
 _QUOTE.maxlevel = 3
 
 
 def show(value: object) -> str:
-    """`repr(value)`, shortened: what an error message quotes of a user's value, however large it is."""
+    """`repr(value)`, shortened, with JSON's true, false and null.
+
+    What an error message quotes of a user's value, however large it is.
+    """
     try:
         return _QUOTE.repr(value)
     except ValueError:  # an int of more than 4,300 digits has no decimal text

@@ -120,7 +120,7 @@ class _Routes:
         media_type = accepted(request, _media_type_of(wanted))
         signer = self._serving.signer
         if wanted.sign and signer is None:
-            raise InvalidField("sign must be left out: this server has no sign_cert_file, got True")
+            raise InvalidField("sign must be left out: this server has no sign_cert_file, got true")
         rows = _rows_of(wanted, sampler)
         fmt = None if wanted.format == "npy" else wanted.format
         ticket = await self._serving.make(

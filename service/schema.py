@@ -86,7 +86,7 @@ class SampleRequest(_Request):
         if self.format == "npy" and self.container is not None:
             raise ValueError(f"container must be left out where format is npy, got {show(self.container)}")
         if self.format == "npy" and self.sign:
-            raise ValueError("sign must be left out where format is npy, got True")
+            raise ValueError("sign must be left out where format is npy, got true")
         return self
 
     @property

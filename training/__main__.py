@@ -217,7 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("file", metavar="FILE.onnx", type=Path)
     importer.add_argument("--name", required=True, help="folder and address of the model")
     importer.add_argument("--version", type=_positive_int, help="default: the highest there is plus one")
-    importer.add_argument("--latents-input", metavar="INPUT", help="default: the only float input of rank 2")
+    importer.add_argument(
+        "--latents-input", metavar="INPUT", help="default: the only float input [N, z] or [N, z, 1, 1]"
+    )
     importer.add_argument("--class-input", metavar="INPUT", help="integers, or one-hot floats")
     importer.add_argument("--truncation-input", metavar="INPUT", help="floats, one psi a row")
     importer.add_argument("--output", metavar="OUTPUT", help="default: the only one")
@@ -293,8 +295,8 @@ def _positive_float(text: str) -> float:
 def _missing_extra(module: str, options: argparse.Namespace) -> MissingExtra:
     extra = "onnx" if (module, options.verb) == ("onnx", _import) else _EXTRA_OF_MODULE[module]
     return MissingExtra(
-        f"this needs {module}, which is not installed: pip install 'ganserve[{extra}]', "
-        f"or pip install -e '.[{extra}]' in a clone"
+        f"this needs {module}, which is not installed: "
+        f"pip install -e '.[{extra}]' in a clone of this repository"
     )
 
 

@@ -295,7 +295,7 @@ REFUSED: list[tuple[dict[str, object], int, str]] = [
     ({"seed": 4_294_967_296}, 422, "seed must be less than or equal to 4294967295, got 4294967296"),
     ({"seed": -1}, 422, "seed must be greater than or equal to 0, got -1"),
     ({"seed": "7"}, 422, "seed must be a valid integer, got '7'"),
-    ({"seed": True}, 422, "seed must be a valid integer, got True"),
+    ({"seed": True}, 422, "seed must be a valid integer, got true"),
     ({"seed": 1, "n": 0}, 422, "n must be greater than or equal to 1, got 0"),
     ({"seed": 4_294_967_295, "n": 2}, 422, "seed + n - 1 must be at most 4294967295"),
     ({"seeds": [1, 2], "n": 2}, 422, "n must be left out where seeds is given"),

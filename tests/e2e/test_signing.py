@@ -62,8 +62,8 @@ def test_what_cannot_be_signed_is_refused_before_any_work(signing: Server, share
     without = shared_server.http.post("/v1/samples", json={"seed": 7, "sign": True})
 
     assert array.status_code == without.status_code == 422
-    assert "sign must be left out where format is npy, got True" in array.json()["error"]
-    assert "sign must be left out: this server has no sign_cert_file, got True" in without.json()["error"]
+    assert "sign must be left out where format is npy, got true" in array.json()["error"]
+    assert "sign must be left out: this server has no sign_cert_file, got true" in without.json()["error"]
 
 
 def test_a_certificate_that_cannot_sign_ends_the_start_with_a_sentence(serve: Serve, tmp_path: Path) -> None:

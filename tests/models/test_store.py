@@ -111,7 +111,7 @@ def _with(**values: object) -> Callable[[dict[str, Any]], object]:
         (_with(truncation="y"), "truncation must be one of none, z, w"),
         (_with(class_names=["one"]), "class_names must be one name for each of the 10 classes"),
         (_with(schema_version=2), "schema_version must be 1, got 2"),
-        (_with(schema_version=True), "schema_version must be 1, got True"),
+        (_with(schema_version=True), "schema_version must be 1, got true"),
         (_with(img_channels=True), r"img_channels must be 1 \(grey\) or 3"),
         (_with(licence=5), "licence must be text, got 5"),
         (_with(metrics=[1]), "metrics must be a list of objects"),

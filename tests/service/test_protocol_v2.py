@@ -236,8 +236,8 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (body_of(data=[[0.0] * 3]), InvalidField, "latents.data must be flat, or nested as its shape [1, 4]"),
     (body_of(data=[[0.0] * 4] * 2), InvalidField, "latents.data must hold 1 rows for its shape, got 2"),
     (body_of(data=[0.0, "1", 0.0, 0.0]), InvalidField, "latents.data must be numbers, got '1'"),
-    (body_of(data=[0.0, True, 0.0, 0.0]), InvalidField, "latents.data must be numbers, got True"),
-    (body_of(data=[0.0, None, 0.0, 0.0]), InvalidField, "latents.data must be numbers, got None"),
+    (body_of(data=[0.0, True, 0.0, 0.0]), InvalidField, "latents.data must be numbers, got true"),
+    (body_of(data=[0.0, None, 0.0, 0.0]), InvalidField, "latents.data must be numbers, got null"),
     (
         body_of(data=[float("nan"), 0, 0, 0]),
         InvalidValue,

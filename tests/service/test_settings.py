@@ -101,7 +101,7 @@ def test_a_secret_is_shown_neither_by_help_nor_by_repr_nor_by_a_refusal(
 def test_a_yaml_true_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("workers: true\nstrict: true\n")
 
-    with pytest.raises(StartError, match=r"^workers must not be true or false, got True$"):
+    with pytest.raises(StartError, match=r"^workers must not be true or false, got true$"):
         load("--config", str(tmp_path / "c.yaml"))
 
 

@@ -177,7 +177,7 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
 
     assert process.returncode == 2
     assert errors.startswith(f"gantrain: this needs {module}, which is not installed")
-    assert f"pip install 'ganserve[{extra}]'" in errors
+    assert f"pip install -e '.[{extra}]'" in errors
     assert errors.count("\n") == 1
 
 

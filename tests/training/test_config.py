@@ -46,7 +46,7 @@ def test_a_config_survives_the_trip_through_json_types() -> None:
         ({"preset": "x", "total_kimg": 1, "colour": 2}, "the config has no field 'colour'"),
         ({"preset": "x"}, "the config lacks the field total_kimg"),
         ({"preset": "x", "total_kimg": 1, "seed": "0"}, "seed must be an integer, got '0'"),
-        ({"preset": "x", "total_kimg": True}, "total_kimg must be a number, got True"),
+        ({"preset": "x", "total_kimg": True}, "total_kimg must be a number, got true"),
     ],
 )
 def test_a_stored_config_that_is_none_is_refused(values: dict[str, object], sentence: str) -> None:

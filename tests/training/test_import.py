@@ -573,7 +573,8 @@ def not_a_number() -> onnx.ModelProto:
         (Foreign(classes="one_hot").model(), {"latents_input": "z", "class_input": "y", "num_classes": 9},
          "--num-classes must be 5, the width of y (float Nx5), got 9"),
         (Foreign().model(), {"z_dim": 9}, "--z-dim must be 8, the width of z (float Nx8), got 9"),
-        (Foreign(layout="flat").model(), {}, "the output must be images with 1 or 3 channels"),
+        (Foreign(layout="flat").model(), {}, "the output must be images with 1 or 3 channels in dimension 1 "
+         "(NCHW) or 3 (NHWC), its shape is [N, 72]"),
         (Foreign(layout="flat").model(), {"layout": "NCHW"}, "the output must have rank 4 for --layout NCHW"),
         (Foreign(layout="flat").model(), {"layout": "flat:3x4x4"}, "flat:3x4x4 has 48 and the output [72] "
          "has 72"),

@@ -245,9 +245,10 @@ def _layout_of(answer: npt.NDArray[Any]) -> str:
         return "NCHW"
     if answer.ndim == 4 and answer.shape[3] in (1, 3):
         return "NHWC"
+    shape = ", ".join(["N", *map(str, answer.shape[1:])])
     raise GraphRefused(
         f"the output must be images with 1 or 3 channels in dimension 1 (NCHW) or 3 (NHWC), its shape is "
-        f"{list(answer.shape)}: give --layout NCHW, NHWC or flat:CxHxW, or another --output"
+        f"[{shape}]: give --layout NCHW, NHWC or flat:CxHxW, or another --output"
     )
 
 
