@@ -11,6 +11,8 @@ is left behind) and guarded twice: the peer must run as our user and show the se
     API -> worker   run      {"run": id, "line", "slot", "rows"}
     worker -> API   done     {"done": id, "device_s", "started": monotonic}   or {"failed": id, "error"}
     API -> worker   drop     {"drop": line}
+    API -> worker   ping     {"ping": 0}: is it alive?
+    worker -> API   pong     {"pong": 0}, between microbatches
 
 What a worker serves it is told here, at its start as at a reload: the API process alone knows.
 A `line` is one version being served; its number names it on one connection.

@@ -3,7 +3,8 @@
 Lives in the API process's event loop. Admits requests, forms microbatches while the device works
 on earlier ones (no delay timer), hands each to one worker, and scatters its pixels back to the
 requests. Knows which worker holds what, so a worker's death is an end-of-file and its microbatches
-are simply sent again: sampling is a pure function. A worker that hangs is killed, which is a death.
+are simply sent again: sampling is a pure function. A worker that hangs is killed, which is a death;
+one that is idle is asked for a sign of life now and then.
 What packs with what is `batching`'s business, which version is served `served`'s.
 """
 
@@ -46,6 +47,7 @@ _MAX_REPLAYS: Final = 2
 _MAX_DEATHS: Final = 5  # without a finished microbatch between them: the workers crash in a loop
 _CALM_S: Final = 10.0  # a worker that was ready for so long shows that the loop has ended
 _SLOW_FACTOR: Final = 20.0  # times its measured cost, beside worker_timeout_s, a microbatch may take
+_PING_S: Final = 2.5  # an idle worker is asked so often, at most, for a sign of life
 _LINGER_S: Final = 5.0  # a replaced version stays so long at least: a request may be about to be submitted
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,10 @@ class Worker:
     """Set while it is busy for longer: rings when its next microbatch is to be formed."""
     loading_since: float = 0.0
     """When it began to load the first of `loading` (monotonic)."""
+    pinged: float = 0.0
+    """When it was last asked for a sign of life (monotonic)."""
+    answered: bool = True
+    """It has given it since."""
 
 
 class Dispatcher:
@@ -108,6 +114,7 @@ class Dispatcher:
             fmt: 1 + FORMATS.index(fmt) if fmt in in_worker else 0 for fmt in (None, *FORMATS)
         }
         self._watch_s = min(1.0, settings.worker_timeout_s / 4)
+        self._ping_s = min(_PING_S, settings.worker_timeout_s / 4)
         self._watched = 0.0
         self._watcher: asyncio.TimerHandle | None = None
         metrics.start_at_zero(self.name)
@@ -260,6 +267,8 @@ class Dispatcher:
                 self._done(worker, message)
             elif "failed" in message:
                 self._failed(worker, message)
+            elif "pong" in message:
+                worker.answered = True
             else:
                 self._loaded(worker, message)
 
@@ -378,20 +387,33 @@ class Dispatcher:
             if slept_s > self._watch_s:  # this process did not run: what it did not hear is not their fault
                 worker.busy_since += slept_s
                 worker.loading_since += slept_s
+                worker.pinged += slept_s
             elif (hung := self._hung(worker, now)) is not None:
                 logger.error("%s: worker %d hangs: %s; killed", self.name, worker.process.pid, hung)
                 self._metrics.worker_timeouts.labels(self.name).inc()
                 worker.process.kill()
                 self._lost(worker)  # not when it ends: a device may hold on to it
+            elif worker.answered and now - worker.pinged >= self._ping_s:
+                self._ping(worker, now)
         for line in list(self._lines):
             if line.replaced is not None and now - line.replaced > _LINGER_S and not self._has_rows(line):
                 self._drop(line)
+
+    @staticmethod
+    def _ping(worker: Worker, now: float) -> None:
+        """Ask `worker` for a sign of life if it is idle: nobody else would notice that it hangs."""
+        if worker.loaded and not worker.running:
+            worker.pinged, worker.answered = now, False
+            with suppress(OSError):  # its end-of-file will say so
+                worker.channel.send({"ping": 0})
 
     def _hung(self, worker: Worker, now: float) -> str | None:
         """What `worker` does that takes far longer than it should, or None."""
         settings = self._settings
         if worker.loading and now - worker.loading_since > settings.load_timeout_s:
             return f"{worker.loading[0].artifact.address} is not loaded after {settings.load_timeout_s:g} s"
+        if not worker.answered and now - worker.pinged > settings.worker_timeout_s:
+            return f"it was idle, and gave no sign of life for {settings.worker_timeout_s:g} s"
         if not worker.running:
             return None
         batch, _ = next(iter(worker.running.values()))
@@ -407,7 +429,8 @@ class Dispatcher:
     # -- versions ---------------------------------------------------------------------------------
 
     async def switch_to(self, line: Line) -> None:
-        """Serve `line` from now on, once every worker has loaded it.
+        """Serve `line` from now on, once every worker has loaded it, or after `load_timeout_s` one of them:
+        who has not by then hangs, and what comes in its place begins with `line`.
 
         What was accepted before is finished on the version that it was accepted for. Raises
         VersionRefused, and serves on as before, if it cannot be loaded or its golden rows differ.

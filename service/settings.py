@@ -113,7 +113,8 @@ class Settings(BaseSettings):
         ge=0.1,
         le=3600,
         description="a worker is killed, and its rows sent to another, when a microbatch takes so many "
-        "seconds and 20 times what its rows were measured to cost",
+        "seconds and 20 times what its rows were measured to cost, or when it is idle and gives no sign "
+        "of life for so many",
     )
     load_timeout_s: float = Field(
         120.0, ge=1, le=3600, description="seconds that a worker may take to load a version"

@@ -1,7 +1,8 @@
 """A version on its way into every worker: what they say of it, and whether it will be served.
 
 It is refused if one worker cannot load it, if its golden rows come out too differently, or if
-workers die of it; it is served once every worker has loaded it.
+workers die of it; it is served once every worker has loaded it. A worker that says nothing refuses
+nothing: when time is up, one that has loaded it is enough.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Switch:
         self._max_difference = max(_ROUNDING, served_difference)
         self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._deaths = 0
+        self._one_has_it = False  # and that worker is still there
 
     def heard(self, message: dict[str, Any]) -> None:
         """Take in what a worker says of the version."""
@@ -45,7 +47,9 @@ class Switch:
 
     def check(self, loaded: Sequence[Container[Line]]) -> None:
         """Be done once each worker, and at least one, has the version among what it has `loaded`."""
-        if not self._outcome.done() and loaded and all(self.line in lines for lines in loaded):
+        have = [self.line in lines for lines in loaded]
+        self._one_has_it = any(have)
+        if not self._outcome.done() and have and all(have):
             self._outcome.set_result(None)
 
     def _refuse(self, reason: str) -> None:
@@ -53,11 +57,12 @@ class Switch:
             self._outcome.set_exception(VersionRefused(reason))
 
     async def settled(self, timeout_s: float) -> None:
-        """Return when every worker has loaded the version. Raises VersionRefused."""
+        """Return when every worker has loaded the version, or one when time is up. Raises VersionRefused."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._outcome
         except TimeoutError:
-            raise VersionRefused(
-                f"{self.line.artifact.address}: not every worker has loaded it after {timeout_s:g} s"
-            ) from None
+            if not self._one_has_it:
+                raise VersionRefused(
+                    f"{self.line.artifact.address}: no worker has loaded it after {timeout_s:g} s"
+                ) from None

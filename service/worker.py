@@ -67,6 +67,8 @@ def work(settings: WorkerSettings, model_name: str, device: str) -> None:
             message, fd = received
             if "run" in message:
                 link.send(_run(message, loader.loaded[message["line"]]))
+            elif "ping" in message:
+                link.send({"pong": message["ping"]})
             else:
                 loader.orders.put((message, fd))
     except DeviceLost as error:  # what this worker holds is sent to the one that starts in its place

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 from server_process import Server, wait_for
 from toy import publish_toy
 
@@ -27,6 +28,30 @@ def test_a_worker_that_hangs_is_killed_and_its_rows_are_made_by_another(serve: S
     assert server.metric("ganserve_worker_timeouts_total", model="toy") == 1
     assert server.metric("ganserve_worker_restarts_total", model="toy") == 1
     assert server.metric("ganserve_replayed_batches_total", model="toy") == 1
+
+
+def test_an_idle_worker_that_hangs_is_found_without_traffic_and_holds_up_no_reload(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GANSERVE_ADMIN_KEYS", "an-admin-key-of-a-test")
+    publish_toy(tmp_path / "store", "toy")
+    server = serve(
+        *("--model", "toy", "--workers", "2", "--worker-timeout-s", "0.5", "--load-timeout-s", "10"),
+        store=tmp_path / "store",
+    )
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 2)
+    publish_toy(tmp_path / "store", "toy", weights_seed=1)
+    hangs = server.workers()[0]
+
+    hangs.suspend()
+    reloaded = server.http.post(
+        "/v1/models/toy/reload", headers={"authorization": "Bearer an-admin-key-of-a-test"}
+    )
+
+    assert (reloaded.status_code, reloaded.json()["version"]) == (200, 2)
+    assert not hangs.is_running()
+    assert server.metric("ganserve_worker_timeouts_total", model="toy") == 1
+    wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 2)
 
 
 def test_a_row_that_kills_every_worker_is_a_500_and_its_neighbours_are_made(

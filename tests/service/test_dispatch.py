@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import threading
 import time
@@ -78,12 +79,23 @@ class PlayedWorker:
         received = self.channel.receive_with_fd()
         assert received is not None
         message, fd = received
+        if "ping" in message:
+            self.channel.send({"pong": message["ping"]})
+            return self.take()
         if fd is not None:
             artifact = self._store.resolve(message["address"])
             layout = SlotLayout.of(artifact.manifest, message["rows"])
             self.slots[message["load"]] = map_slots(fd, layout, message["slots"])
             os.close(fd)
         return message
+
+    def answer_ping(self) -> bool:
+        """Give the sign of life that is asked for, if one is."""
+        asked, _, _ = select.select([self.channel.fileno()], [], [], 0)
+        if asked:
+            assert self.channel.receive() == {"ping": 0}
+            self.channel.send({"pong": 0})
+        return bool(asked)
 
     def load(self, golden_difference: int = 0) -> str:
         """Load what is asked for; return its address."""
@@ -404,6 +416,25 @@ def test_a_worker_that_hangs_is_killed_and_its_rows_go_to_another(artifact: Arti
     stage.run(scenario)
 
 
+def test_an_idle_worker_that_gives_no_sign_of_life_is_killed_and_one_that_does_is_not(
+    artifact: Artifact,
+) -> None:
+    stage = Stage(artifact, worker_timeout_s=0.4)
+
+    async def scenario() -> None:
+        hangs, lives, answers = await stage.worker(), await stage.worker(), 0
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            answers += lives.answer_ping()
+
+        assert answers > 2
+        assert (hangs.process.killed, lives.process.killed) == (True, False)
+        assert stage.dispatcher.workers_up == 1
+        assert b'worker_timeouts_total{model="toy"} 1.0' in stage.metrics.text()
+
+    stage.run(scenario)
+
+
 def test_a_worker_that_never_finishes_loading_is_killed(artifact: Artifact) -> None:
     stage = Stage(artifact, worker_timeout_s=0.2, load_timeout_s=1)
 
@@ -685,6 +716,40 @@ def test_a_worker_that_dies_during_a_reload_is_replaced_and_the_reload_goes_on(a
         await switch
 
         assert stage.dispatcher.workers_up == 2
+
+    stage.run(scenario)
+
+
+def test_a_worker_that_does_not_answer_refuses_no_version_and_is_killed(artifact: Artifact) -> None:
+    stage = Stage(artifact, load_timeout_s=1)
+    new = publish_toy(stage.store, weights_seed=1)
+
+    async def scenario() -> None:
+        loads, hangs = await stage.worker(), await stage.worker()
+        switch = switching(stage, new)
+        await stage.settle()
+        loads.load()
+        await switch
+        assert stage.dispatcher.line.artifact == new
+        await asyncio.sleep(1.1)
+        assert (loads.process.killed, hangs.process.killed) == (False, True)
+        comes = stage.newcomer()
+
+        assert comes.load() == "toy:2"
+
+    stage.run(scenario)
+
+
+def test_a_version_that_no_worker_has_loaded_in_time_is_refused(artifact: Artifact) -> None:
+    stage = Stage(artifact, load_timeout_s=1)
+    new = publish_toy(stage.store, weights_seed=1)
+
+    async def scenario() -> None:
+        await stage.worker()
+        with pytest.raises(VersionRefused, match="toy:2: no worker has loaded it after 1 s"):
+            await switching(stage, new)
+
+        assert stage.dispatcher.line.artifact == artifact
 
     stage.run(scenario)
 
