@@ -8,6 +8,7 @@ change: the port, the length of a training run, and which environment's programs
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
@@ -124,7 +125,10 @@ def test_kserves_container_starts_with_its_arguments_and_answers_its_probe(tmp_p
     flags = [here.get(flag, flag) for flag in flags if not flag.startswith("--port=")]
     server = Server(None, *flags, log=tmp_path / "server.log").wait_until_ready()
     try:
-        probe = server.http.get(container["readinessProbe"]["httpGet"]["path"])
+        probes = [
+            server.http.get(container[f"{when}Probe"]["httpGet"]["path"]).status_code
+            for when in ("startup", "readiness", "liveness")
+        ]
         metadata = server.http.get(f"/v2/models/{name}")
     finally:
         os.kill(server.process.pid, signal.SIGTERM)  # its drain delay is not for us: the second one ends it
@@ -133,7 +137,7 @@ def test_kserves_container_starts_with_its_arguments_and_answers_its_probe(tmp_p
     assert (container["command"], verb) == (["ganserve"], "serve")
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
     assert model["runtime"] == runtime["metadata"]["name"]
-    assert (probe.status_code, metadata.json()["name"]) == (200, name)
+    assert (probes, metadata.json()["name"]) == ([200, 200, 200], name)
 
 
 def test_bad_input_gets_the_sentence_that_readme_shows(shipped: Server, tmp_path: Path) -> None:
@@ -141,6 +145,23 @@ def test_bad_input_gets_the_sentence_that_readme_shows(shipped: Server, tmp_path
 
     assert '"error":"seed must be less than or equal to 4294967295, got 4294967296"' in said
     assert "seed must be less than or equal to 4294967295, got 4294967296" in README.split("```json")[1]
+
+
+def test_a_key_is_set_and_presented_as_printed(tmp_path: Path) -> None:
+    setting, _, *flags = shlex.split(block("bash", "GANSERVE_ADMIN_KEYS").removesuffix(" --port 8003\n"))
+    server = Server(None, *flags[1:], log=tmp_path / "server.log", env=dict([setting.split("=")]))
+    try:
+        server.wait_until_ready()
+        curls = [block("bash", f"8003/v1/models{rest}") for rest in ("'", "/fashion-mnist/reload")]
+        listed, reloaded = (
+            json.loads(run(curl.replace("127.0.0.1:8003", f"127.0.0.1:{server.port}"), tmp_path))
+            for curl in curls
+        )
+    finally:
+        server.stop()
+
+    assert [model["name"] for model in listed["models"]] == ["fashion-mnist"]
+    assert (reloaded["changed"], reloaded["version"]) == (False, 1)
 
 
 def test_the_offline_command_writes_the_endpoints_bytes(shipped: Server, tmp_path: Path) -> None:
@@ -202,7 +223,7 @@ def test_the_table_of_import_names_the_flags_that_there_are(capsys: pytest.Captu
     table = README.split("| flag of `gantrain import` |")[1].split("\n\n")[0]
     there_are = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     named = set(re.findall(r"`(--[a-z-]+)`", table))
-    assert there_are - named == {"--help", "--name", "--version", "--licence", "--store"}
+    assert there_are - named == {"--help", "--name"}
     assert named <= there_are
 
 
@@ -212,17 +233,17 @@ def free_log(tmp_path: Path) -> Callable[[], Path]:
 
 
 def test_every_setting_in_the_table_exists_with_its_default() -> None:
-    from service.settings import Settings
+    from service.settings import SECRET_FIELDS, Settings
 
     table = README.split("## Settings")[1].split("## ")[0]
     first_column = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
-    named = set(re.findall(r"`([a-z_]+)`", first_column))
+    named = set(re.findall(r"`([a-z0-9_]+)`", first_column))
     numbers = {
         name: Settings.model_fields[name].default
         for name in ("max_rows", "max_queued_rows", "max_microbatch", "timeout_ms", "drain_s", "port")
     }
 
-    assert {"store", "strict"} <= named <= set(Settings.model_fields)
+    assert named == set(Settings.model_fields) - SECRET_FIELDS
     for name, default in numbers.items():
         assert f"{default:,.0f}" in table or str(default) in table, name
 
