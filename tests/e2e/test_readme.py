@@ -148,8 +148,8 @@ def test_bad_input_gets_the_sentence_that_readme_shows(shipped: Server, tmp_path
 
 
 def test_a_key_is_set_and_presented_as_printed(tmp_path: Path) -> None:
-    setting, _, *flags = shlex.split(block("bash", "GANSERVE_ADMIN_KEYS").removesuffix(" --port 8003\n"))
-    server = Server(None, *flags[1:], log=tmp_path / "server.log", env=dict([setting.split("=")]))
+    *keys, program, verb = shlex.split(block("bash", "GANSERVE_ADMIN_KEYS").removesuffix(" --port 8003\n"))
+    server = Server(None, log=tmp_path / "server.log", env=dict(key.split("=") for key in keys))
     try:
         server.wait_until_ready()
         curls = [block("bash", f"8003/v1/models{rest}") for rest in ("'", "/fashion-mnist/reload")]
@@ -157,9 +157,11 @@ def test_a_key_is_set_and_presented_as_printed(tmp_path: Path) -> None:
             json.loads(run(curl.replace("127.0.0.1:8003", f"127.0.0.1:{server.port}"), tmp_path))
             for curl in curls
         )
+        without = server.http.get("/v1/models")
     finally:
         server.stop()
 
+    assert (program, verb, without.status_code) == (".venv/bin/ganserve", "serve", 401)
     assert [model["name"] for model in listed["models"]] == ["fashion-mnist"]
     assert (reloaded["changed"], reloaded["version"]) == (False, 1)
 
