@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -23,7 +24,11 @@ from service.settings import Settings
 
 # What a version's folder looks like from outside: each file's name, size and time of change.
 _Look = tuple[tuple[str, int, int], ...]
-_NOTHING: Final[_Look] = ()
+# A version that the watch saw refused: its look then, when it is tried again (monotonic), the wait for that.
+_Refusal = tuple[_Look, float, float]
+_NEVER: Final[_Refusal] = ((), 0.0, 0.0)
+# Why it was refused may pass: a worker that hung, no memory. A version that stays bad must cost little.
+_RETRY_S: Final = (5.0, 600.0)  # the first and the longest wait
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +55,7 @@ class ServedModels:
         self._set = dict(parse_address(address) for address in settings.model_addresses)
         self._pinned = dict(self._set)
         self._locks = {name: asyncio.Lock() for name in self._samplers}
-        self._refused = dict.fromkeys(self._samplers, _NOTHING)
+        self._refused = dict.fromkeys(self._samplers, _NEVER)
 
     def _sampler_of(self, artifact: Artifact, replaces: ModelSampler | None = None) -> ModelSampler:
         return ModelSampler(artifact, self._settings, self._encoders, self._metrics, self._on_ready, replaces)
@@ -120,19 +125,27 @@ class ServedModels:
                     await self._follow(name)
 
     async def _follow(self, name: str) -> None:
-        """Serve the highest version of `name`. What was refused is tried again only when its files change."""
+        """Serve the highest version of `name`. What was refused is tried again at once when its files
+        change, and else after longer and longer waits."""
         try:
             versions = await asyncio.to_thread(self._store.versions, name)
             if not versions or versions[-1] == self._samplers[name].artifact.manifest.version:
                 return
             look = await asyncio.to_thread(_look_at, self._store.root / name / str(versions[-1]))
-            if look == self._refused[name]:
+            refused, again, wait_s = self._refused[name]
+            first_s, longest_s = _RETRY_S
+            if look != refused:
+                wait_s = first_s
+            elif time.monotonic() < again:
                 return
-            self._refused[name] = look
-            await self.reload(name)
-            self._refused[name] = _NOTHING
+            try:
+                await self.reload(name)
+            except VersionRefused:
+                self._refused[name] = look, time.monotonic() + wait_s, min(2 * wait_s, longest_s)
+                raise
+            self._refused[name] = _NEVER
         except VersionRefused:
-            pass  # it was logged; a folder that is still being copied changes, and is tried again
+            pass  # it was logged
         except (ContractError, OSError) as error:
             logger.warning("the store could not be read for %s: %s", name, error)
         except Exception:  # the watch goes on whatever happens
