@@ -156,16 +156,23 @@ class Serving:
 
     @property
     def ready(self) -> bool:
-        """Every model has a worker, and the server is not draining."""
+        """A model can serve, each could once, and the server is not draining."""
         return self.trouble is None
 
     @property
     def trouble(self) -> str | None:
-        """Why no traffic should come now, in a sentence, or None."""
+        """Why no traffic should come now, in a sentence, or None.
+
+        A server begins when each of its models can serve. From then on one model's trouble is not the
+        others': it is told of that model alone, and of the server when no model is without.
+        """
         if self.draining:
             return "the server is draining"
-        troubles = (sampler.dispatcher.trouble for sampler in self.samplers)
-        return next((trouble for trouble in troubles if trouble is not None), None)
+        all_troubles = [sampler.dispatcher.trouble for sampler in self.samplers]
+        troubles = [trouble for trouble in all_troubles if trouble is not None]
+        if not troubles or (self._was_ready and len(troubles) < len(all_troubles)):
+            return None
+        return "; ".join(troubles)
 
     @property
     def was_ready(self) -> bool:

@@ -586,6 +586,34 @@ def test_rows_wait_in_the_queue_while_the_encoders_have_enough(artifact: Artifac
     asyncio.run(scenario())
 
 
+def test_a_model_in_trouble_makes_its_server_not_ready_only_where_no_other_serves(
+    artifact: Artifact,
+) -> None:
+    store = artifact.path.parent.parent
+    other = publish_toy(store, "other")
+
+    async def scenario() -> None:
+        serving = Serving(Settings(store=store, model="toy,other"), [artifact, other])
+        toys, others = [PlayedWorker(one.dispatcher, store) for one in serving.samplers]
+        toys.load()
+        await asyncio.sleep(0.01)
+        assert serving.trouble == "model other is loading"
+        others.load()
+        await asyncio.sleep(0.01)
+        assert serving.ready
+        toys.die()
+        await asyncio.sleep(0.01)
+        assert [one.dispatcher.ready for one in serving.samplers] == [False, True]
+        assert serving.ready
+        others.die()
+        await asyncio.sleep(0.01)
+
+        assert serving.trouble == "model toy has no worker now; model other has no worker now"
+        serving.close()
+
+    asyncio.run(scenario())
+
+
 def test_packing_that_outlasts_the_deadline_is_a_deadline_that_passed(artifact: Artifact) -> None:
     async def scenario() -> None:
         serving = Serving(Settings(store=artifact.path.parent.parent, model="toy"), [artifact])
