@@ -21,6 +21,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.errors import show
+from service.http_transport import GatheringTransport
 from service.settings import Settings
 
 _CONNECTION: Final = "ganserve.connection"
@@ -60,7 +61,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._begun = False  # a head, in what is being taken
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        gathering: Any = GatheringTransport(transport, self.loop)
+        super().connection_made(gathering)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
