@@ -802,4 +802,4 @@ def test_import_needs_no_torch_and_names_the_extra_it_needs(tmp_path: Path) -> N
 
     assert (without_torch.returncode, without_torch.stderr) == (0, "")
     assert without_onnx.returncode == 2
-    assert "this needs onnx, which is not installed: pip install 'ganserve[onnx]'" in without_onnx.stderr
+    assert "this needs onnx, which is not installed: pip install -e '.[onnx]'" in without_onnx.stderr
