@@ -26,7 +26,7 @@ from service.encoding import (
     encode_npy,
     encode_walk,
 )
-from service.errors import InvalidField, StaleDigest, Unavailable
+from service.errors import InvalidField, Unavailable
 from service.http_access import require_admin
 from service.http_log import facts_of
 from service.http_protocol import connection_of
@@ -143,7 +143,8 @@ class _Routes:
 
     async def image(self, request: Request, model: str, file: str) -> Response:
         name, at, digits = model.partition("@")
-        sampler = self._serving.sampler(name)
+        served = self._serving.models
+        sampler = served.sampler_of_digest(name, digits) if at else served.sampler(name)
         facts_of(request).update(model=sampler.name, rows=1)
         seed, fmt = _parse_image_file(file)
         query = parse_query(ImageQuery, request.query_params)
@@ -154,8 +155,6 @@ class _Routes:
                 f"?{request.url.query}" if request.url.query else ""
             )
             return RedirectResponse(where, 307, headers={"Cache-Control": "no-cache"})
-        if digits != digest:
-            raise StaleDigest(f"{name} is served with the digest {digest}, got {show(digits)}")
         rendering = sampler.rendering
         if rendering is None:
             raise Unavailable(f"model {name} is loading", retry_after_s=1)

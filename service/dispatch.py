@@ -179,6 +179,17 @@ class Dispatcher:
         line.queue.add(ticket, len(rows), ticket.priority)
         self._pump()
 
+    def lingers(self, line: Line) -> bool:
+        """`line` was replaced a moment ago and still takes requests for its digest.
+
+        Only for that moment, so that it runs empty and goes however many ask for it.
+        """
+        return (
+            line in self._lines
+            and line.replaced is not None
+            and time.monotonic() - line.replaced <= _LINGER_S
+        )
+
     def forget(self, ticket: Ticket) -> None:
         """Drop the rows of a request that ended, as far as no worker has them yet."""
         for line in self._lines:

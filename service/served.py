@@ -15,10 +15,11 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
 
-from models.errors import ContractError, DamagedArtifact
+from models.errors import ContractError, DamagedArtifact, show
 from models.store import Artifact, Store, parse_address
-from service.errors import NotServed, VersionRefused
+from service.errors import NotServed, StaleDigest, VersionRefused
 from service.metrics import Metrics
+from service.provenance import DIGEST_DIGITS
 from service.sampler import ModelSampler
 from service.settings import Settings
 
@@ -54,6 +55,7 @@ class ServedModels:
         # The version that a model is held at, by setting and now; None follows the highest.
         self._set = dict(parse_address(address) for address in settings.model_addresses)
         self._pinned = dict(self._set)
+        self._replaced: dict[str, list[ModelSampler]] = {name: [] for name in self._samplers}
         self._locks = {name: asyncio.Lock() for name in self._samplers}
         self._refused = dict.fromkeys(self._samplers, _NEVER)
 
@@ -74,6 +76,20 @@ class ServedModels:
             served = ", ".join(one.artifact.address for one in self._samplers.values())
             raise NotServed(f"model {address} is not served here; served: {served}")
         return sampler
+
+    def sampler_of_digest(self, name: str, digits: str) -> ModelSampler:
+        """The sampler of `name` whose digest begins with `digits`, all DIGEST_DIGITS of them.
+
+        One replaced a moment ago still answers: whoever follows the moving address may come late. Raises
+        NotServed, StaleDigest.
+        """
+        sampler = self.sampler(name)
+        for one in (sampler, *reversed(self._replaced[sampler.name])):
+            lingers = one is sampler or one.dispatcher.lingers(one.line)
+            if lingers and digits == one.artifact.digest[:DIGEST_DIGITS]:
+                return one
+        served = sampler.artifact.digest[:DIGEST_DIGITS]
+        raise StaleDigest(f"{name} is served with the digest {served}, got {show(digits)}")
 
     async def reload(self, name: str, version: int | None = None) -> bool:
         """Have `name` served at `version` and held there, or (None) at what it follows by setting.
@@ -108,6 +124,8 @@ class ServedModels:
         new = self._sampler_of(artifact, replaces=old)
         await old.dispatcher.switch_to(new.line)
         self._samplers[name] = new
+        lingering = [one for one in self._replaced[name] if one.dispatcher.lingers(one.line)]
+        self._replaced[name] = [*lingering, old]
         self._metrics.reloads.labels(name, "done").inc()
         logger.info(
             "%s (%s) is served in place of %s", artifact.address, artifact.digest[:12], old.artifact.address

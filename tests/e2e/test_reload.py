@@ -238,7 +238,7 @@ def test_a_version_that_is_copied_into_the_store_file_by_file_is_taken_when_it_i
     wait_for(lambda: server.http.get("/v1/models/toy").json()["digest"] == new.digest)
 
 
-def test_addresses_of_the_replaced_digest_are_a_409_and_the_moving_address_moves(
+def test_addresses_of_the_replaced_digest_are_a_409_after_a_moment_and_the_moving_address_moves(
     serve: Serve, store: Path
 ) -> None:
     server = serve("--model", "toy", store=store)
@@ -247,10 +247,14 @@ def test_addresses_of_the_replaced_digest_are_a_409_and_the_moving_address_moves
     new = publish_toy(store, "toy", weights_seed=1)
 
     reload(server)
+    late = server.http.get(old_url)  # of one who followed the moving address just before
     moved = server.http.get("/v1/models/toy/7.png")
     new_image = server.http.get(moved.headers["location"])
 
-    assert server.http.get(old_url).status_code == 409
+    assert (late.status_code, late.content) == (200, old_image.content)
+    assert {late.headers[name] == old_image.headers[name] for name in ("etag", "x-model-digest")} == {True}
+    stranger = server.http.get(old_url.replace(old_url.split("@")[1][:12], "0" * 12))
+    assert (stranger.status_code, stranger.json()["code"]) == (409, "digest_not_served")
     assert f"@{new.digest[:12]}/" in moved.headers["location"]
     assert new_image.content != old_image.content
     assert new_image.headers["etag"] != old_image.headers["etag"]

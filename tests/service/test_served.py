@@ -11,7 +11,7 @@ import pytest
 from toy import publish_toy
 
 from models.store import Artifact
-from service.errors import VersionRefused
+from service.errors import StaleDigest, VersionRefused
 from service.metrics import Metrics
 from service.served import ServedModels
 from service.settings import Settings
@@ -89,3 +89,25 @@ def test_a_version_that_was_refused_waits_for_its_turn_unless_its_files_change(
             await asyncio.sleep(0.01)
 
     watching(served, scenario)
+
+
+def test_the_digest_of_a_replaced_version_is_answered_by_it_for_a_moment(
+    served: ServedModels, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.dispatch._LINGER_S", 0.3)
+    monkeypatch.setattr(Switch, "settled", lambda *_: asyncio.sleep(0))
+    new = publish_toy(artifact.path.parent.parent, weights_seed=1)
+    old_digits, new_digits = artifact.digest[:12], new.digest[:12]
+
+    async def scenario() -> None:
+        assert await served.reload("toy")
+        assert served.sampler_of_digest("toy", old_digits).artifact == artifact
+        assert served.sampler_of_digest("toy", new_digits).artifact == new
+        await asyncio.sleep(0.4)
+        assert served.sampler_of_digest("toy", new_digits).artifact == new
+        with pytest.raises(StaleDigest, match=f"served with the digest {new_digits}, got '{old_digits}'"):
+            served.sampler_of_digest("toy", old_digits)
+        with pytest.raises(StaleDigest):
+            served.sampler_of_digest("toy", "")
+
+    asyncio.run(scenario())
