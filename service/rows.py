@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import InvalidValue
+from models.errors import InvalidValue, show
 from models.manifest import Manifest
 from models.sampling import (
     LatentSampler,
@@ -69,7 +69,9 @@ class Rows:
             with np.errstate(over="ignore"):  # 1e39 becomes infinite and is refused below
                 values = np.asarray(latents, dtype=np.float32)  # [N, Z]
         except (ValueError, TypeError, OverflowError):
-            raise InvalidValue(f"latents must be lists of {manifest.z_dim} numbers of one length") from None
+            raise InvalidValue(
+                f"latents must be rows of {manifest.z_dim} numbers, got {_odd_row(latents, manifest.z_dim)}"
+            ) from None
         if values.ndim != 2 or values.shape[1] != manifest.z_dim:
             raise InvalidValue(f"latents must have the shape [n, {manifest.z_dim}], got {list(values.shape)}")
         if not np.isfinite(values).all():
@@ -151,3 +153,12 @@ def _resolve_psi(
         for row, psi in enumerate(truncation_psi)
     ]
     return np.array(each, dtype=np.float32)
+
+
+def _odd_row(latents: Any, z_dim: int) -> str:
+    """Which of `latents`, that are no array, is no row of `z_dim` numbers."""
+    rows = latents if isinstance(latents, list) else []
+    for number, row in enumerate(rows):
+        if isinstance(row, list) and len(row) != z_dim:
+            return f"{len(row)} at [{number}]"
+    return show(latents)

@@ -224,8 +224,15 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 def _sentences(error: ValidationError) -> str:
     """The first few broken rules, each as field, rule and value."""
-    sentences = dict.fromkeys(_sentence(one) for one in error.errors(include_url=False))
+    errors = [one for one in error.errors(include_url=False) if not _of_other_branch(one)]
+    sentences = dict.fromkeys(_sentence(one) for one in errors)
     return "; ".join(list(sentences)[:_MAX_SENTENCES])
+
+
+def _of_other_branch(error: Any) -> bool:
+    """It tells of the branch of a union that is not meant: of a list for a number, or the other way."""
+    branch = error["loc"][-1] if error["loc"] else None
+    return branch == ("int" if isinstance(error["input"], list) else "list[int]")
 
 
 def _sentence(error: Any) -> str:
@@ -240,4 +247,5 @@ def _sentence(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     rule = str(error["msg"]).replace("Input should", "must").replace("List should", "must")
+    rule = rule.partition(" after validation, not ")[0]  # how many there are is seen in the value
     return f"{name or 'the body'} {rule}, got {show(error['input'])}"

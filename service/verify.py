@@ -21,7 +21,7 @@ from typing import IO, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from models.errors import ContractError, DamagedArtifact, InvalidValue, show
 from models.sampling import LatentSampler
@@ -346,7 +346,7 @@ def _compare(claim: _Claim, made: npt.NDArray[np.uint8]) -> Finding:
     except InvalidValue as error:
         return Finding(name, "differs", str(error))
     if levels == 0:
-        rewritten = "signed, or saved by another program"
+        rewritten = "the file's other bytes differ: signed, saved again, cut short or added to"
         return Finding(name, "same pixels", rewritten if mark.render_id == here.render_id else elsewhere)
     why = f"by up to {levels} of 255 levels in {count} of {made[..., 0].size} pixels"
     return Finding(name, "differs", why if mark.render_id == here.render_id else f"{why}; {elsewhere}")
@@ -385,4 +385,6 @@ def _frames(data: bytes, shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.uint
 
 
 def _short(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # it names an object in memory
+        return "its header is damaged or cut off"
     return show(str(error) or type(error).__name__)

@@ -64,6 +64,9 @@ def save_png(path: Path, pixels: np.ndarray, mark: bytes) -> Path:
     return path
 
 
+REWRITTEN = "the file's other bytes differ: signed, saved again, cut short or added to"
+
+
 @pytest.mark.parametrize("fmt", IMAGE_FORMATS)
 @pytest.mark.parametrize(
     ("model", "flags"), [("toy", ["--truncation-psi", "0.7", "--class-idx", "3"]), ("plain", [])]
@@ -85,7 +88,32 @@ def test_a_file_saved_again_with_its_mark_has_the_same_pixels(
     status, (line, _) = verify(again)
 
     assert again.read_bytes() != path.read_bytes()
-    assert (status, line) == (0, f"{again}: same pixels (signed, or saved by another program)")
+    assert (status, line) == (0, f"{again}: same pixels ({REWRITTEN})")
+
+
+def test_a_file_with_bytes_behind_it_or_without_its_last_has_the_same_pixels_and_is_not_called_identical(
+    verify: Verify, made: Callable[..., Path]
+) -> None:
+    path = made()
+    data = path.read_bytes()
+    for changed in (data + b"more", data[:-12]):
+        path.write_bytes(changed)
+
+        assert verify(path) == (0, [f"{path}: same pixels ({REWRITTEN})", "1 image: 1 same pixels"])
+
+
+def test_a_damaged_header_is_told_in_the_same_words_each_time(
+    verify: Verify, made: Callable[..., Path]
+) -> None:
+    path = made()
+    data = bytearray(path.read_bytes())
+    data[12] ^= 0xFF  # the first chunk's name
+    path.write_bytes(data)
+
+    status, (line, _) = verify(path)
+
+    why = "its pixels cannot be decoded: its header is damaged or cut off"
+    assert (status, line) == (1, f"{path}: differs ({why})")
 
 
 def test_a_mark_that_a_metadata_program_wrote_as_elements_is_read(made: Callable[..., Path]) -> None:
