@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status: 0 done, 1 failed, 2 a mistake in what was asked for."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)  # here too, since its imports take a while
         return int(arguments.run(arguments))
     except (ContractError, StartError) as error:
         print(f"ganserve: {error}", file=sys.stderr)
