@@ -170,7 +170,8 @@ def test_an_artifact_damaged_while_it_is_served_ends_neither_the_server_nor_its_
     wait_for(lambda: server.metric("ganserve_worker_up", model="other") == 1)
 
     assert server.http.post("/v1/samples", json={"model": "other", "seed": 1}).status_code == 200
-    assert server.http.get("/readyz").status_code == 503  # toy has no worker
+    assert server.http.get("/v2/models/toy/ready").status_code == 503  # it has no worker
+    assert server.http.get("/readyz").status_code == 200  # the other has
 
 
 def test_rows_asked_for_while_every_worker_is_dead_are_made_when_one_is_back(serve: Serve) -> None:
