@@ -5,6 +5,7 @@ A plain ASGI layer, outermost, so that it also sees what the router refuses.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import re
@@ -15,12 +16,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import CallerLeft
+from service.http_protocol import connection_of
 from service.serving import Serving
 from service.trace import Span
 
 _FACTS = "ganserve.facts"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REFUSALS = frozenset({"unauthorized", "forbidden", "too_large", "overloaded", "unavailable"})
+_LEFT = {"status": 499, "code": "caller_left"}
+_ENDED = {"status": 503, "code": "unavailable"}
 _PROCESS_ID = secrets.token_hex(10)  # with a number, an id that no other replica gives; a uuid costs more
 _request_number = itertools.count()
 _QUIET_PATHS = frozenset(
@@ -73,6 +78,15 @@ class RequestLog:
         self._metrics.answering += 1
         try:
             await self._app(scope, receive, send_with_id)
+            connection = connection_of(scope)
+            if connection.is_waiting:
+                await connection.taken()
+        except CallerLeft as error:
+            facts.update(_LEFT, error=str(error))
+        except asyncio.CancelledError:  # by uvicorn, when the time to drain is over
+            connection_of(scope).cut_off()
+            facts["error"] = "the time to drain was over before the caller had taken its answer"
+            facts.update(_LEFT if facts["answered"] else _ENDED)
         finally:
             self._metrics.answering -= 1
             self._finish(scope, facts, time.perf_counter() - started)

@@ -9,8 +9,11 @@ is ignored, where uvicorn would lose the body and read it as the next request.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
+import struct
+import termios
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
@@ -21,6 +24,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.errors import show
+from service.errors import CallerLeft
 from service.http_transport import GatheringTransport
 from service.settings import Settings
 
@@ -42,11 +46,13 @@ class PatientProtocol(HttpToolsProtocol):
     While no request is being answered, a whole head must come within `header_timeout_s`, and so must
     the rest of a body that was answered before it was read (one too large, say), or the connection is
     closed. A request line and headers of more than `max_header_bytes` get 431, what is no HTTP 400.
+    A caller that takes nothing of its answer for `send_timeout_s` is cut off.
     """
 
     header_timeout_s: float
     max_header_bytes: int
     max_body_bytes: int
+    send_timeout_s: float
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,6 +64,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._is_measured = False  # the head began with what was received
         self._broken: _Refusal | None = None  # what is wrong with the request; nothing after it is read
         self._is_deaf = False
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._is_lost = self._is_stuck = False
         self._begun = False  # a head, in what is being taken
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -66,7 +74,9 @@ class PatientProtocol(HttpToolsProtocol):
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
         self._stop_timer()
+        self._stop_send_timer()
         super().connection_lost(exc)
         if self._when_lost is not None:
             self._when_lost()
@@ -79,6 +89,72 @@ class PatientProtocol(HttpToolsProtocol):
         self._when_lost = call
         if call is not None and self.transport.is_closing():
             call()
+
+    # -- answers that wait to be taken --------------------------------------------------------------
+
+    @property
+    def is_waiting(self) -> bool:
+        """The caller has not taken what was answered, and it is much (64 KiB), or was cut off for that."""
+        return self.flow.write_paused or self._is_stuck
+
+    async def taken(self) -> None:
+        """Return once the caller took nearly all of what was answered. Raises CallerLeft."""
+        await self.flow.drain()
+        if self._is_lost:
+            raise CallerLeft(
+                f"the caller took nothing of the answer for send_timeout_s ({self.send_timeout_s:g} s)"
+                if self._is_stuck
+                else "the caller closed the connection"
+            )
+
+    def cut_off(self) -> None:
+        """Close the connection and drop what was not sent."""
+        self.cycle.disconnected = True
+        self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_send_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """Close once the caller has what was answered, or takes nothing more of it."""
+        self.transport.close()
+        self._watch_sending()
+
+    def _watch_sending(self) -> None:
+        if self._send_timer is None and not self._is_lost:
+            self._look_at_sending(self._unsent_bytes(), self.loop.time())
+
+    def _look_at_sending(self, size: int, since: float) -> None:
+        """Look again and again at what waits: it was `size` bytes, and fewer never since `since`."""
+        now = self.loop.time()
+        left = self._unsent_bytes()
+        if left < size:
+            size, since = left, now
+        if now - since >= self.send_timeout_s:
+            self._is_stuck = True
+            self.transport.abort()
+            return
+        self._send_timer = self.loop.call_later(self.send_timeout_s / 4, self._look_at_sending, size, since)
+
+    def _unsent_bytes(self) -> int:
+        """What waits here and, in megabytes on Linux, in the kernel, which takes more in large steps only."""
+        fd = self.transport.get_extra_info("socket").fileno()
+        queued = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))[0] if fd >= 0 else 0
+        return int(queued) + self.transport.get_write_buffer_size()
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
     # -- bytes ------------------------------------------------------------------------------------
 
@@ -153,7 +229,9 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._broken is not None and not self._is_answering and not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._watch_sending()
+        elif self._broken is not None and not self._is_answering:
             self._answer(self._broken)
 
     # -- refusals ---------------------------------------------------------------------------------
@@ -225,7 +303,7 @@ class PatientProtocol(HttpToolsProtocol):
             line = f"HTTP/1.1 {refusal.status} {refusal.status.phrase}".encode()
             lines = [line, *(b"%s: %s" % one for one in headers)]
             self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self.transport.close()
+        self._close()
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self.header_timeout_s, self._time_is_over)
@@ -238,7 +316,7 @@ class PatientProtocol(HttpToolsProtocol):
     def _time_is_over(self) -> None:
         self._timer = None
         if not self._is_answering:
-            self.transport.close()
+            self._close()
 
 
 def connection_of(scope: Scope) -> PatientProtocol:

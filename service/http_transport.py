@@ -7,7 +7,9 @@ system calls, and two times that the caller wakes to read.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
+
+_MUCH_BYTES: Final = 2**16
 
 
 class GatheringTransport:
@@ -19,10 +21,12 @@ class GatheringTransport:
         self._waiting: list[bytes | bytearray | memoryview] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send `data` soon, after what waits already."""
+        """Send `data` soon, after what waits already; at once if it is much, to learn if the caller takes it."""
         if not self._waiting:
             self._loop.call_soon(self._flush)
         self._waiting.append(data)
+        if len(data) >= _MUCH_BYTES:
+            self._flush()
 
     def close(self) -> None:
         """Send what waits, and close."""

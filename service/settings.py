@@ -100,6 +100,12 @@ class Settings(BaseSettings):
     header_timeout_s: float = Field(
         10.0, gt=0, le=3600, description="seconds in which a request's line and headers must arrive"
     )
+    send_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="a caller that takes nothing of its answer for so many seconds is cut off",
+    )
     cors_origins: str | None = Field(
         None,
         description="other origins whose pages may ask (https://example.org), comma separated, or *",

@@ -35,6 +35,7 @@ def test_every_setting_is_a_flag() -> None:
             "sign_cert_file": "/srv/chain.pem", "sign_key_file": "/srv/key.pem",
             "sign_algorithm": "ed25519",
         "max_pixel_bytes": "4096", "max_header_bytes": "8192", "header_timeout_s": "3",
+        "send_timeout_s": "4",
         "worker_timeout_s": "3", "load_timeout_s": "60", "watch_store_s": "5",
         "cors_origins": "https://a.example", "api_keys_file": "/run/keys", "admin_keys_file": "/run/admin",
         "buckets": "2,8",
