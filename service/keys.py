@@ -11,6 +11,7 @@ import hmac
 import logging
 import os
 import re
+import stat
 import time
 from pathlib import Path
 from typing import Final
@@ -113,7 +114,10 @@ def _hashes_of_file(setting: str, file: Path) -> tuple[bytes, ...]:
     """One key a line; empty lines and lines that begin with # are skipped. Raises StartError."""
     name = f"{setting}_file"
     try:
-        with file.open("rb") as opened:
+        # Not to wait for who writes a FIFO, should the file be one now.
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise StartError(f"{name} must be a regular file, got {file}")
             content = opened.read(_MAX_FILE_BYTES + 1)
         lines = content.decode("ascii").splitlines()
     except OSError as error:

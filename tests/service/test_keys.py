@@ -143,3 +143,14 @@ def test_no_key_is_in_the_repr_of_anything(file: Path) -> None:
     settings = Settings(api_keys_file=file, api_keys=SecretStr(ALICE))
 
     assert ALICE not in repr(settings) + str(settings) + repr(vars(Keys(settings)))
+
+
+def test_a_file_that_becomes_a_fifo_is_refused_without_waiting_for_its_writer(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = Keys(Settings(api_keys_file=file))
+    file.unlink()
+    os.mkfifo(file)
+
+    assert is_known(keys, ALICE)
+    assert f"api_keys_file must be a regular file, got {file}" in caplog.text
