@@ -203,6 +203,8 @@ function swapEnds() {
 
 // -- the key --------------------------------------------------------------------------------------
 
+const KEY_CHARACTERS = /^[A-Za-z0-9._~+/=-]+$/; // a header could not carry every other
+
 /** Ask the person for an API key; null if they close the question. */
 function askForKey(sentence) {
   $("key-note").textContent = sentence;
@@ -210,7 +212,11 @@ function askForKey(sentence) {
   $("key").returnValue = "";
   $("key").showModal();
   return new Promise((resolve) => {
-    const answer = () => resolve(($("key").returnValue === "use" && $("key-value").value.trim()) || null);
+    const answer = () => {
+      const given = ($("key").returnValue === "use" && $("key-value").value.trim()) || null;
+      if (given === null || KEY_CHARACTERS.test(given)) return resolve(given);
+      resolve(askForKey("A key has only letters A to Z, digits and . _ ~ + / = -; this one has others."));
+    };
     $("key").addEventListener("close", answer, { once: true });
   });
 }

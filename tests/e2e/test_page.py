@@ -527,6 +527,18 @@ def give_key(page: Any, key: str) -> None:
     page.get_by_role("button", name="Use this key").click()
 
 
+def test_a_key_that_no_header_can_carry_is_refused_in_the_dialog_and_not_kept(keyed_page: Any) -> None:
+    keyed_page.goto("/")
+    give_key(keyed_page, "ключ-0123456789-0123")
+    expect(keyed_page.locator("#key-note")).to_have_text(
+        "A key has only letters A to Z, digits and . _ ~ + / = -; this one has others."
+    )
+    assert keyed_page.evaluate("Object.values(sessionStorage)") == []
+
+    give_key(keyed_page, KEY)
+    expect(keyed_page.locator(SHOWN)).to_have_count(24)
+
+
 def test_a_key_is_asked_for_until_it_is_known_and_then_every_image_comes(keyed_page: Any) -> None:
     keyed_page.goto("/")
     expect(keyed_page.locator("#key-note")).to_have_text("This service wants an API key.")
