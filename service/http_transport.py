@@ -21,7 +21,7 @@ class GatheringTransport:
         self._waiting: list[bytes | bytearray | memoryview] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send `data` soon, after what waits already; at once if it is much, to learn if the caller takes it."""
+        """Send `data` soon, after what waits already; at once if it is much: the caller may not take it."""
         if not self._waiting:
             self._loop.call_soon(self._flush)
         self._waiting.append(data)
