@@ -201,7 +201,7 @@ def test_train_export_verify_and_serve_work_as_printed(tmp_path: Path, free_log:
 def test_a_generator_of_ones_own_is_imported_and_served_as_printed(
     tmp_path: Path, free_log: Callable[[], Path]
 ) -> None:
-    commands, serve = block("bash", "gantrain import").strip().rsplit("\n", 1)
+    commands, serve = block("bash", "gantrain import mine.onnx").strip().rsplit("\n", 1)
 
     run(here(commands), tmp_path)
     flags = shlex.split(serve.removesuffix(" --port 8002"))[2:]
