@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from server_process import Server, wait_for
 from toy import publish_toy
@@ -24,7 +25,7 @@ def test_a_worker_that_hangs_is_killed_and_its_rows_are_made_by_another(serve: S
     after = server.http.post("/v1/samples", json={"seed": 5})
 
     assert (after.status_code, after.content) == (200, before)
-    assert not hangs.is_running()
+    wait_for(lambda: not hangs.is_running() or hangs.status() == psutil.STATUS_ZOMBIE)
     assert server.metric("ganserve_worker_timeouts_total", model="toy") == 1
     assert server.metric("ganserve_worker_restarts_total", model="toy") == 1
     assert server.metric("ganserve_replayed_batches_total", model="toy") == 1
@@ -49,7 +50,7 @@ def test_an_idle_worker_that_hangs_is_found_without_traffic_and_holds_up_no_relo
     )
 
     assert (reloaded.status_code, reloaded.json()["version"]) == (200, 2)
-    assert not hangs.is_running()
+    wait_for(lambda: not hangs.is_running() or hangs.status() == psutil.STATUS_ZOMBIE)
     assert server.metric("ganserve_worker_timeouts_total", model="toy") == 1
     wait_for(lambda: server.metric("ganserve_worker_up", model="toy") == 2)
 
