@@ -1,8 +1,9 @@
 """From rows to files: queue, device, encoding, in that order and overlapping.
 
 One `ModelSampler` a served version: a reload puts another in its place, and requests that began with
-the old one end with it. What one microbatch made is encoded in one job of a thread pool, while the
-device works on the next: a job a request would cost more than encoding a small image.
+the old one end with it. Workers on the CPU
+bring files. What comes as pixels (from a GPU, or too large for its slot) is encoded here, one microbatch
+in one job of a thread pool while the device works on the next.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class ModelSampler:
             ticket = portion.ticket
             started = time.perf_counter()
             try:
-                # None where the request ended while its pixels waited for this thread.
+                # No files where the request ended while its pixels waited for this thread.
                 files = [] if ticket.ended else encoded_files(rendering, portion)
                 encoded.append(Portion(ticket, portion.start, files, time.perf_counter() - started))
             except Exception as error:  # out of memory, say: this request fails, not its neighbours

@@ -1,4 +1,4 @@
-"""Shared memory between the API process and one worker: rows go in, pixels come back.
+"""Shared memory between the API process and one worker: rows go in, files or pixels come back.
 
 A slot holds the inputs and the images of one microbatch. The memory is an anonymous file
 (`memfd_create`) that the API process makes for each worker and passes over their socket: no

@@ -30,7 +30,7 @@ class Timing:
     device_s: float = 0.0
     """Device time of the microbatches that held its rows."""
     encode_s: float = 0.0
-    """Encoding, summed over threads."""
+    """Encoding its images, summed over the processes and threads that did it."""
     input_s: float = 0.0
     """Writing those microbatches for their workers."""
     output_s: float = 0.0

@@ -94,6 +94,17 @@ class Server:
         )
 
 
+def read_to_end(connection: socket.socket) -> bytes:
+    """What the server sends until it closes, or resets, the connection."""
+    received = b""
+    try:
+        while data := connection.recv(65536):
+            received += data
+    except ConnectionResetError:
+        pass
+    return received
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from server_process import Server
+from server_process import Server, read_to_end
 
 UPGRADES = {
     "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAA\r\n",
@@ -31,16 +31,6 @@ def post(body: bytes, fields: bytes = b"", length: int | None = None) -> bytes:
     """A request for samples whose head says `length`, or the truth."""
     told = b"content-length: %d\r\n" % (len(body) if length is None else length)
     return b"POST /v1/samples HTTP/1.1\r\nhost: x\r\n" + JSON + fields + told + b"\r\n" + body
-
-
-def read_to_end(connection: socket.socket) -> bytes:
-    received = b""
-    try:
-        while data := connection.recv(65536):
-            received += data
-    except ConnectionResetError:
-        pass
-    return received
 
 
 def statuses(received: bytes) -> list[int]:

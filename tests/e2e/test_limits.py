@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from server_process import Server
+from server_process import Server, read_to_end
 from toy import SIZE, Z_DIM
 
 HEADER_TIMEOUT_S = 0.5
@@ -41,17 +41,6 @@ def limited(toy_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def connection(limited: Server) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", limited.port), timeout=10) as one:
         yield one
-
-
-def read_to_end(connection: socket.socket) -> bytes:
-    """What the server sends until it closes, or resets, the connection."""
-    received = b""
-    try:
-        while data := connection.recv(65536):
-            received += data
-    except ConnectionResetError:
-        pass
-    return received
 
 
 def read_answer(connection: socket.socket) -> bytes:
