@@ -8,7 +8,7 @@ are options of `gantrain train`. Refuses to own: files, torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args, get_type_hints
 
@@ -17,7 +17,9 @@ from models.sampling import check_seed
 
 Objective = Literal["minimax", "nonsaturating"]
 OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
-IMG_RESOLUTIONS: Final = (16, 32, 64, 128)
+Network = Literal["mlp", "dcgan"]
+NETWORKS: Final[tuple[Network, ...]] = get_args(Network)
+IMG_RESOLUTIONS: Final = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class TrainConfig:
     batch_size: int = 64
     """Real images a step of D, and fakes a step of G."""
 
+    network: Network = "dcgan"
+    """Family of the pair: see `training.networks`."""
     img_resolution: int = 32
     """Height and width that G makes; smaller images are padded to it, larger ones refused."""
     z_dim: int = 64
@@ -40,7 +44,8 @@ class TrainConfig:
     class_dim: int = 32
     """Width of G's class embedding; unused where the data has no classes."""
     G_channels: int = 64
-    """Width of G's feature map at half the image's resolution; doubled at each halving, up to 512."""
+    """Width of G's feature map at half the image's resolution, doubled at each halving, up to 512; for
+    the network mlp the width of each hidden layer."""
     D_channels: int = 64
     """The same for D."""
 
@@ -75,12 +80,9 @@ class TrainConfig:
         check_seed(self.seed)
         _between(self, "total_kimg", 0.001, 1e9)
         _between(self, "batch_size", 2, 65_536)
-        if self.img_resolution not in IMG_RESOLUTIONS:
-            allowed = ", ".join(map(str, IMG_RESOLUTIONS))
-            raise InvalidValue(f"img_resolution must be one of {allowed}, got {show(self.img_resolution)}")
-        if self.objective not in OBJECTIVES:
-            allowed = ", ".join(OBJECTIVES)
-            raise InvalidValue(f"objective must be one of {allowed}, got {show(self.objective)}")
+        _one_of(self, "img_resolution", IMG_RESOLUTIONS)
+        _one_of(self, "network", NETWORKS)
+        _one_of(self, "objective", OBJECTIVES)
         for name in ("z_dim", "class_dim", "G_channels", "D_channels"):
             _between(self, name, 1, 4_096)
         _between(self, "r1_gamma", 0.0, 1e6)
@@ -159,3 +161,9 @@ def _between(config: TrainConfig, name: str, low: float, high: float) -> None:
     value = getattr(config, name)
     if not low <= value <= high:  # also refuses NaN
         raise InvalidValue(f"{name} must be between {low:g} and {high:g}, got {show(value)}")
+
+
+def _one_of(config: TrainConfig, name: str, allowed: Sequence[object]) -> None:
+    value = getattr(config, name)
+    if value not in allowed:
+        raise InvalidValue(f"{name} must be one of {', '.join(map(str, allowed))}, got {show(value)}")

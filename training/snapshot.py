@@ -22,8 +22,7 @@ from training.config import TrainConfig
 from training.data.dataset import DataShape
 from training.environment import environment
 from training.errors import RunError
-from training.networks import Discriminator, Generator, build_pair
-from training.networks.dcgan import build_generator
+from training.networks import Discriminator, Generator, build_generator, build_pair
 
 FORMAT: Final = 1
 

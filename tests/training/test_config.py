@@ -14,7 +14,7 @@ from training.presets import PRESETS, preset, train_command
     [
         ({"batch_size": "1"}, "batch_size must be between 2 and 65536, got 1"),
         ({"batch_size": "many"}, "batch_size must be an integer, got 'many'"),
-        ({"img_resolution": "48"}, "img_resolution must be one of 16, 32, 64, 128, got 48"),
+        ({"img_resolution": "48"}, "img_resolution must be one of 16, 32, 64, 128, 256, got 48"),
         ({"objective": "hinge"}, "objective must be one of minimax, nonsaturating, got 'hinge'"),
         ({"G_lr": "nan"}, "G_lr must be between 1e-09 and 1, got nan"),
         ({"adam_beta1": "1"}, "adam_beta1 must be between 0 and 0.99999, got 1.0"),

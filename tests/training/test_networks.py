@@ -1,30 +1,42 @@
-"""The DCGAN pair at every resolution, with and without classes."""
+"""Every family of networks: shapes, classes, rows, and weights that are a function of the seed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from training.config import IMG_RESOLUTIONS, TrainConfig
+from models.errors import InvalidValue
+from training.config import IMG_RESOLUTIONS, NETWORKS, TrainConfig
 from training.data import DataShape
-from training.networks import Discriminator, Generator, build_pair
+from training.networks import build_pair
 from training.networks.dcgan import MAX_CHANNELS, channels_at
 
+IMAGES = DataShape(img_channels=3, num_classes=5)
+POINTS = DataShape(img_channels=0, num_classes=0, point_dim=2)
 
+
+def _config(**changes: object) -> TrainConfig:
+    fields = {
+        "preset": "test",
+        "total_kimg": 1,
+        "img_resolution": 16,
+        "z_dim": 6,
+        "class_dim": 4,
+        "G_channels": 4,
+        "D_channels": 4,
+    }
+    return TrainConfig.from_dict(fields | changes)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("img_resolution", IMG_RESOLUTIONS)
 @pytest.mark.parametrize(("img_channels", "num_classes"), [(1, 0), (3, 5)])
 def test_a_pair_speaks_images_of_its_resolution(
-    img_resolution: int, img_channels: int, num_classes: int
+    network: str, img_resolution: int, img_channels: int, num_classes: int
 ) -> None:
-    G = Generator(
-        z_dim=6,
-        img_resolution=img_resolution,
-        img_channels=img_channels,
-        num_classes=num_classes,
-        base_channels=4,
-    )
-    D = Discriminator(
-        img_resolution=img_resolution, img_channels=img_channels, num_classes=num_classes, base_channels=4
+    G, D = build_pair(
+        _config(network=network, img_resolution=img_resolution),
+        DataShape(img_channels=img_channels, num_classes=num_classes),
     )
     class_idx = torch.tensor([0, 4, 2]) if num_classes else None
 
@@ -36,10 +48,24 @@ def test_a_pair_speaks_images_of_its_resolution(
     assert logits.shape == (3,)
 
 
-def test_the_class_reaches_the_image_and_the_logit() -> None:
-    config = TrainConfig(preset="test", total_kimg=1, img_resolution=16, G_channels=4, D_channels=4)
-    G, D = build_pair(config, DataShape(img_channels=1, num_classes=2))
-    z = torch.randn(1, config.z_dim)
+def test_a_pair_for_the_plane_speaks_points_of_any_size() -> None:
+    G, D = build_pair(_config(network="mlp"), POINTS)
+
+    points = G(torch.randn(3, 6)) * 100
+
+    assert points.shape == (3, 2)
+    assert D(points).shape == (3,)
+
+
+def test_a_network_for_images_is_refused_for_points() -> None:
+    with pytest.raises(InvalidValue, match="network must be mlp for data of points, got 'dcgan'"):
+        build_pair(_config(network="dcgan"), POINTS)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_class_reaches_the_image_and_the_logit(network: str) -> None:
+    G, D = build_pair(_config(network=network), IMAGES)
+    z = torch.randn(1, 6)
     first, second = torch.tensor([0]), torch.tensor([1])
 
     images = [G.eval()(z, class_idx) for class_idx in (first, second)]
@@ -49,28 +75,34 @@ def test_the_class_reaches_the_image_and_the_logit() -> None:
     assert not torch.equal(*logits)
 
 
-def test_only_the_generator_normalises_by_the_batch() -> None:
-    config = TrainConfig(preset="test", total_kimg=1, img_resolution=32)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_no_row_depends_on_its_batch_except_in_a_generator_that_trains(network: str) -> None:
+    G, D = build_pair(_config(network=network), IMAGES)
+    z, class_idx = torch.randn(4, 6), torch.tensor([0, 4, 2, 1])
 
-    G, D = build_pair(config, DataShape(img_channels=1, num_classes=0))
+    images = G.eval()(z, class_idx)
+    logits = D(images, class_idx)  # in train mode: D has no other
 
-    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in G.modules())
-    assert not list(D.buffers())
+    alone = [G(z[i : i + 1], class_idx[i : i + 1]) for i in range(4)]
+    assert torch.allclose(torch.cat(alone), images, atol=1e-6)
+    assert torch.allclose(torch.cat([D(images[i : i + 1], class_idx[i : i + 1]) for i in range(4)]), logits)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in D.modules())
 
 
-def test_the_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone() -> None:
-    shape = DataShape(img_channels=1, num_classes=3)
-    config = TrainConfig(preset="test", total_kimg=1, seed=5, img_resolution=16, G_channels=4, D_channels=4)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(network: str) -> None:
+    config = _config(network=network, seed=5)
     before = torch.get_rng_state()
 
-    pairs = [build_pair(config, shape) for _ in range(2)]
-    (other, _) = build_pair(config.override({"seed": "6"}), shape)
+    pairs = [build_pair(config, IMAGES) for _ in range(2)]
+    (other, _) = build_pair(config.override({"seed": "6"}), IMAGES)
 
     assert torch.equal(torch.get_rng_state(), before)
     for one, two in zip(*pairs, strict=True):
         for name, value in one.state_dict().items():
             assert torch.equal(value, two.state_dict()[name]), name
-    assert not torch.equal(pairs[0][0].to_image.weight, other.to_image.weight)
+    weights, others = (G.class_embedding.weight for G in (pairs[0][0], other))
+    assert not torch.equal(weights, others)
 
 
 def test_widths_double_at_each_halving_up_to_a_limit() -> None:

@@ -7,6 +7,7 @@ import pytest
 from models.store import SHIPPED_STORE, Store
 from training.__main__ import main
 from training.card import CARD_FILE, card_text
+from training.config import TrainConfig
 from training.presets import preset
 
 MAX_BYTES = 8_000_000
@@ -22,7 +23,7 @@ def test_the_shipped_generator_verifies(capsys: pytest.CaptureFixture[str]) -> N
 def test_it_was_made_by_the_preset_as_it_is_to_the_end() -> None:
     facts = Store(SHIPPED_STORE).resolve("fashion-mnist:1").manifest.training
 
-    assert facts["config"] == preset("fashion-mnist").to_dict()
+    assert TrainConfig.from_dict(facts["config"]) == preset("fashion-mnist")
     assert facts["kimg"] >= facts["config"]["total_kimg"]
 
 

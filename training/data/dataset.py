@@ -23,9 +23,15 @@ class DataShape:
     """What the networks must know of a data set."""
 
     img_channels: int
-    """1 (grey) or 3 (RGB)."""
+    """1 (grey) or 3 (RGB); 0 where samples are points."""
     num_classes: int
     """0: no labels."""
+    point_dim: int = 0
+    """Coordinates of a sample that is a point; 0 where samples are images."""
+
+    def sample_shape(self, img_resolution: int) -> tuple[int, ...]:
+        """Shape of one sample: (point_dim,), or (C, R, R)."""
+        return (self.point_dim,) if self.point_dim else (self.img_channels, img_resolution, img_resolution)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """Networks: pairs (G, D) built from a config and the sizes of a data set.
 
 Networks are code and sizes only. They own no optimizer, no loss and no file, and they speak
-floats in [-1, 1]: uint8 begins and ends at the borders (`training.data`, `training.export`).
+floats (images in [-1, 1]): uint8 begins and ends at the borders (`training.data`, `training.export`).
 """
 
-from training.networks.dcgan import Discriminator, Generator, build_pair
+from training.networks.base import Discriminator, Generator
+from training.networks.build import build_generator, build_pair
 
-__all__ = ["Discriminator", "Generator", "build_pair"]
+__all__ = ["Discriminator", "Generator", "build_generator", "build_pair"]

@@ -1,9 +1,8 @@
-"""The DCGAN pair (Radford 2015, arXiv:1511.06434) for any power of two from 16 to 128.
+"""The DCGAN pair (Radford 2015, arXiv:1511.06434) for any power of two from 16 to 256.
 
 G doubles the resolution with transposed convolutions of kernel 4 and stride 2: at equal quality
 they cost a sixteenth of upsample-then-convolve where the artifact is served. BatchNorm is in G
-only. Where the data has classes, G gets an embedding beside z, and D answers in projection form
-(Miyato 2018, arXiv:1802.05637). Refuses to own: losses, optimizers, the scale of pixels in files.
+only. Refuses to own: losses, optimizers, the scale of pixels in files.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from training.config import TrainConfig
 from training.data.dataset import DataShape
+from training.networks.base import Discriminator, Generator, ProjectionHead
 
 FIRST_RESOLUTION = 4
 MAX_CHANNELS = 512
@@ -33,12 +33,8 @@ def feature_resolutions(img_resolution: int) -> list[int]:
     return resolutions
 
 
-class Generator(nn.Module):
-    """Latents (and a class) become an image.
-
-    forward: z [N, z_dim] float32, class_idx [N] int64 (None if unconditional)
-    returns [N, img_channels, R, R] float32 in [-1, 1]
-    """
+class DcganGenerator(Generator):
+    """Latents become images [N, img_channels, R, R] in [-1, 1]: 4×4, then doubled to R."""
 
     def __init__(
         self,
@@ -50,14 +46,10 @@ class Generator(nn.Module):
         class_dim: int = 32,
         base_channels: int = 64,
     ) -> None:
-        super().__init__()
+        super().__init__(z_dim=z_dim, num_classes=num_classes, class_dim=class_dim)
         widths = [channels_at(r, img_resolution, base_channels) for r in feature_resolutions(img_resolution)]
-        self.z_dim = z_dim
-        self.num_classes = num_classes
-        self.class_embedding = nn.Embedding(num_classes, class_dim) if num_classes else None
-        in_dim = z_dim + (class_dim if num_classes else 0)
         self.first = nn.Sequential(
-            nn.ConvTranspose2d(in_dim, widths[0], FIRST_RESOLUTION, bias=False),
+            nn.ConvTranspose2d(self.in_dim, widths[0], FIRST_RESOLUTION, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
         )
@@ -66,64 +58,47 @@ class Generator(nn.Module):
         self.apply(_init_dcgan)
 
     def forward(self, z: Tensor, class_idx: Tensor | None = None) -> Tensor:
-        if self.class_embedding is not None:
-            z = torch.cat([z, self.class_embedding(class_idx)], dim=1)  # [N, z_dim + class_dim]
-        x = self.first(z[:, :, None, None])  # [N, C, 4, 4]
+        x = self.first(self.conditioned(z, class_idx)[:, :, None, None])  # [N, C, 4, 4]
         x = self.blocks(x)  # [N, base_channels, R/2, R/2]
         return torch.tanh(self.to_image(x))  # [N, img_channels, R, R]
 
 
-class Discriminator(nn.Module):
-    """An image (and a class) becomes one logit: large means real.
-
-    forward: images [N, img_channels, R, R] float32 in [-1, 1], class_idx [N] int64 (None if unconditional)
-    returns [N] float32
-    """
+class DcganDiscriminator(Discriminator):
+    """Images become logits [N]: halved down to 4×4 by convolutions of stride 2, without normalisation."""
 
     def __init__(
         self, *, img_resolution: int, img_channels: int, num_classes: int = 0, base_channels: int = 64
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes=num_classes)
         resolutions = feature_resolutions(img_resolution)[::-1]
         widths = [img_channels, *(channels_at(r, img_resolution, base_channels) for r in resolutions)]
-        self.num_classes = num_classes
         self.blocks = nn.Sequential(*(_down(a, b) for a, b in pairwise(widths)))
-        feature_dim = widths[-1] * FIRST_RESOLUTION**2
-        self.to_logit = nn.Linear(feature_dim, 1)
-        self.class_embedding = nn.Embedding(num_classes, feature_dim) if num_classes else None
+        self.head = ProjectionHead(widths[-1] * FIRST_RESOLUTION**2, num_classes)
         self.apply(_init_dcgan)
 
-    def forward(self, images: Tensor, class_idx: Tensor | None = None) -> Tensor:
-        features = self.blocks(images).flatten(1)  # [N, F]
-        logits: Tensor = self.to_logit(features).squeeze(1)  # [N]
-        if self.class_embedding is not None:
-            logits = logits + (self.class_embedding(class_idx) * features).sum(1)  # [N]
+    def forward(self, samples: Tensor, class_idx: Tensor | None = None) -> Tensor:
+        features = self.blocks(samples).flatten(1)  # [N, F]
+        logits: Tensor = self.head(features, class_idx)  # [N]
         return logits
 
 
-def build_pair(config: TrainConfig, shape: DataShape) -> tuple[Generator, Discriminator]:
-    """Build G and D for `config` on data of `shape`; the weights are a function of `config.seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        G = build_generator(config, shape)
-        D = Discriminator(
-            img_resolution=config.img_resolution,
-            img_channels=shape.img_channels,
-            num_classes=shape.num_classes,
-            base_channels=config.D_channels,
-        )
-    return G, D
-
-
-def build_generator(config: TrainConfig, shape: DataShape) -> Generator:
-    """Build G alone: what an export or a grid needs. Its weights are whatever the global generator gives."""
-    return Generator(
+def generator(config: TrainConfig, shape: DataShape) -> DcganGenerator:
+    return DcganGenerator(
         z_dim=config.z_dim,
         img_resolution=config.img_resolution,
         img_channels=shape.img_channels,
         num_classes=shape.num_classes,
         class_dim=config.class_dim,
         base_channels=config.G_channels,
+    )
+
+
+def discriminator(config: TrainConfig, shape: DataShape) -> DcganDiscriminator:
+    return DcganDiscriminator(
+        img_resolution=config.img_resolution,
+        img_channels=shape.img_channels,
+        num_classes=shape.num_classes,
+        base_channels=config.D_channels,
     )
 
 

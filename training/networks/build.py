@@ -1,0 +1,57 @@
+"""A config becomes a pair: the families by name.
+
+A family is one module with two functions, `generator` and `discriminator`, from the config and the
+sizes of the data. Refuses to own: networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from models.errors import InvalidValue
+from training.config import Network, TrainConfig
+from training.data.dataset import DataShape
+from training.networks import dcgan, mlp
+from training.networks.base import Discriminator, Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How the two networks of one kind are built."""
+
+    generator: Callable[[TrainConfig, DataShape], Generator]
+    discriminator: Callable[[TrainConfig, DataShape], Discriminator]
+    takes_points: bool = False
+    """Works on points in the plane as well as on images."""
+
+
+FAMILIES: Final[dict[Network, Family]] = {
+    "mlp": Family(generator=mlp.generator, discriminator=mlp.discriminator, takes_points=True),
+    "dcgan": Family(generator=dcgan.generator, discriminator=dcgan.discriminator),
+}
+
+
+def build_pair(config: TrainConfig, shape: DataShape) -> tuple[Generator, Discriminator]:
+    """Build G and D for `config` on data of `shape`; the weights are a function of `config.seed` alone.
+
+    Raises InvalidValue where `config.network` makes images and the data are points.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_generator(config, shape), _family(config, shape).discriminator(config, shape)
+
+
+def build_generator(config: TrainConfig, shape: DataShape) -> Generator:
+    """Build G alone: what an export or a grid needs. Its weights are whatever the global generator gives."""
+    return _family(config, shape).generator(config, shape)
+
+
+def _family(config: TrainConfig, shape: DataShape) -> Family:
+    family = FAMILIES[config.network]
+    if shape.point_dim and not family.takes_points:
+        raise InvalidValue(f"network must be mlp for data of points, got {config.network!r}")
+    return family
