@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from models.errors import InvalidValue, show
 from models.sampling import check_seed
 
-Objective = Literal["minimax", "nonsaturating"]
+Objective = Literal["minimax", "nonsaturating", "least_squares", "wasserstein", "hinge", "relativistic"]
 OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
+PenaltyForm = Literal["exact", "finite_difference"]
 Network = Literal["mlp", "dcgan"]
 NETWORKS: Final[tuple[Network, ...]] = get_args(Network)
 IMG_RESOLUTIONS: Final = (16, 32, 64, 128, 256)
@@ -53,8 +54,16 @@ class TrainConfig:
     """The game: see `training.losses`."""
     r1_gamma: float = 0.0
     """Weight of R1, the gradient penalty on reals, in D's loss; 0 leaves it out."""
+    r2_gamma: float = 0.0
+    """The same for R2, the penalty on fakes."""
     r1_interval: int = 8
-    """R1 is computed every so many iterations, and weighs so many times as much then."""
+    """R1 and R2 are computed every so many steps of D, and weigh so many times as much then."""
+    penalty_form: PenaltyForm = "exact"
+    """How R1 and R2 are computed: by double backward, or by the cheaper finite difference of D."""
+    penalty_sigma: float = 0.05
+    """Length, a coordinate, of the finite difference's random step; images are in [-1, 1]."""
+    gp_weight: float = 0.0
+    """Weight of the gradient penalty between reals and fakes, each step of D; 0 leaves it out."""
 
     G_lr: float = 4e-4
     """Learning rate of G before `lr_decay_start`."""
@@ -80,13 +89,13 @@ class TrainConfig:
         check_seed(self.seed)
         _between(self, "total_kimg", 0.001, 1e9)
         _between(self, "batch_size", 2, 65_536)
-        _one_of(self, "img_resolution", IMG_RESOLUTIONS)
-        _one_of(self, "network", NETWORKS)
-        _one_of(self, "objective", OBJECTIVES)
+        _one_of(self.img_resolution, "img_resolution", IMG_RESOLUTIONS)
         for name in ("z_dim", "class_dim", "G_channels", "D_channels"):
             _between(self, name, 1, 4_096)
-        _between(self, "r1_gamma", 0.0, 1e6)
+        for name in ("r1_gamma", "r2_gamma", "gp_weight"):
+            _between(self, name, 0.0, 1e6)
         _between(self, "r1_interval", 1, 65_536)
+        _between(self, "penalty_sigma", 1e-4, 1.0)
         for name in ("G_lr", "D_lr"):
             _between(self, name, 1e-9, 1.0)
         for name in ("adam_beta1", "adam_beta2"):
@@ -94,6 +103,21 @@ class TrainConfig:
         for name in ("lr_decay_start", "lr_floor", "ema_rampup"):
             _between(self, name, 0.0, 1.0)
         _between(self, "ema_half_life_kimg", 0.0, 1e9)
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        """Refuse what cannot work together."""
+        if self.objective == "wasserstein" and self.gp_weight == 0:
+            raise InvalidValue(
+                "objective wasserstein needs a D whose slope is bounded: "
+                f"set gp_weight above 0 (10 in its paper), got {show(self.gp_weight)}"
+            )
+        if self.gp_weight > 0 and (self.r1_gamma > 0 or self.r2_gamma > 0):
+            raise InvalidValue(
+                "gp_weight must be 0 beside r1_gamma or r2_gamma: it pulls the slope of D to 1, they pull it "
+                f"to 0, got gp_weight {self.gp_weight:g}, r1_gamma {self.r1_gamma:g}, "
+                f"r2_gamma {self.r2_gamma:g}"
+            )
 
     @property
     def total_nimg(self) -> int:
@@ -130,26 +154,33 @@ class TrainConfig:
         return [name for name, value in self.to_dict().items() if value != getattr(other, name)]
 
 
-def _field_types() -> dict[str, type]:
+def _field_types() -> dict[str, Any]:
     hints = get_type_hints(TrainConfig)
-    return {
-        field.name: hints[field.name] if isinstance(hints[field.name], type) else str
-        for field in dataclasses.fields(TrainConfig)
-    }
+    return {field.name: hints[field.name] for field in dataclasses.fields(TrainConfig)}
 
 
-def _check_type(value: object, name: str, kind: type) -> None:
+def _check_type(value: object, name: str, kind: Any) -> None:
+    if get_origin(kind) is Literal:
+        _one_of(value, name, get_args(kind))
+        return
     wanted: dict[type, tuple[type | tuple[type, ...], str]] = {
+        bool: (bool, "true or false"),
         int: (int, "an integer"),
         float: ((int, float), "a number"),
         str: (str, "text"),
     }
     types, words = wanted[kind]
-    if not isinstance(value, types) or isinstance(value, bool):
+    if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
         raise InvalidValue(f"{name} must be {words}, got {show(value)}")
 
 
-def _from_text(text: str, name: str, kind: type) -> Any:
+def _from_text(text: str, name: str, kind: Any) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise InvalidValue(f"{name} must be true or false, got {show(text)}")
+        return text.lower() == "true"
+    if kind not in (int, float):
+        return text
     try:
         return kind(text)
     except ValueError:
@@ -163,7 +194,6 @@ def _between(config: TrainConfig, name: str, low: float, high: float) -> None:
         raise InvalidValue(f"{name} must be between {low:g} and {high:g}, got {show(value)}")
 
 
-def _one_of(config: TrainConfig, name: str, allowed: Sequence[object]) -> None:
-    value = getattr(config, name)
+def _one_of(value: object, name: str, allowed: Sequence[object]) -> None:
     if value not in allowed:
         raise InvalidValue(f"{name} must be one of {', '.join(map(str, allowed))}, got {show(value)}")

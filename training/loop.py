@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.config import TrainConfig
-from training.data import DataOrder, Dataset
+from training.data import Dataset
 from training.ema import update_ema
 from training.errors import RunError
 from training.grid import grid_columns, save_grid
-from training.losses import LOSSES, Losses, r1_penalty
+from training.losses import LOSSES, Losses
+from training.penalties import (
+    NO_PENALTIES,
+    PenaltyWeights,
+    finite_difference_slope,
+    gradient_penalty,
+    squared_slope,
+)
 from training.progress import Progress
+from training.reals import DatasetReals, Reals
 from training.run_folder import RunFolder
-from training.schedules import ema_beta, lr_scale, r1_weight
+from training.schedules import ema_beta, lr_scale, penalty_weights
 from training.servable import render_seeds
 from training.snapshot import TrainState, load_snapshot, save_snapshot
-from training.streams import generator_at
+from training.streams import Phase, RowDraws, generator_at
 
 GRID_ROWS = 8
 
@@ -39,7 +49,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
     In train mode BatchNorm still normalises by the batch it is given; only the running statistics rest.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     network.requires_grad_(False)
     for norm in norms:
         norm.track_running_stats = False
@@ -51,115 +61,159 @@ def frozen(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+Figures = dict[str, Tensor]
+"""What a phase says about the game by name, each [N], detached. Figures of penalties are unweighted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one device run of a phase plays on; row i of everything belongs together."""
+
+    reals: Tensor
+    """[N, …] float32; in phase 2 only a paired objective reads them."""
+    class_idx: Tensor | None
+    """[N] int64: asked of the fakes, and the classes of the reals where they are read."""
+    z: Tensor
+    """[N, z_dim] float32, drawn for this phase alone."""
+    draws: RowDraws
+    """Further randomness of these rows."""
+
+
 def discriminator_phase(
-    state: TrainState,
-    losses: Losses,
-    reals: Tensor,
-    class_idx: Tensor | None,
-    z: Tensor,
-    r1_weight: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Phase 1: D learns real -> 1, fake -> 0, and G is frozen.
-
-    reals [N, C, R, R] in [-1, 1]; class_idx [N] of the reals, and asked of the fakes; z [N, z_dim].
-    Returns the loss without its penalty, D(x) and D(G(z)) as probabilities, each [N], detached.
-    """
-    with frozen(state.G), torch.no_grad():
-        fakes = state.G(z, class_idx)  # [N, C, R, R]
-    reals.requires_grad_(r1_weight > 0)
-    real_logits = state.D(reals, class_idx)  # [N]
-    fake_logits = state.D(fakes, class_idx)  # [N]
-    loss = losses.D(real_logits, fake_logits)  # [N]
-    penalty = r1_weight / 2 * r1_penalty(real_logits, reals) if r1_weight > 0 else torch.zeros(())
+    state: TrainState, losses: Losses, microbatches: Sequence[Batch], weights: PenaltyWeights = NO_PENALTIES
+) -> Figures:
+    """Phase 1: D takes one step on the mean loss of equal `microbatches`, and G is frozen."""
     state.D_optimizer.zero_grad(set_to_none=True)
-    (loss + penalty).mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    parts = []
+    for batch in microbatches:
+        with frozen(state.G), torch.no_grad():
+            fakes = state.G(batch.z, batch.class_idx)  # [N, …]
+        loss, figures = _judge(state.D, losses, batch, fakes, weights)  # [N]
+        (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        parts.append(figures)
     state.D_optimizer.step()
-    return loss.detach(), real_logits.detach().sigmoid(), fake_logits.detach().sigmoid()
+    return _joined(parts)
 
 
-def generator_phase(state: TrainState, losses: Losses, class_idx: Tensor | None, z: Tensor) -> Tensor:
-    """Phase 2: G learns D(G(z)) -> 1, and D is frozen.
-
-    z [N, z_dim] is fresh, class_idx [N]. Returns the loss [N], detached.
-    """
-    with frozen(state.D):
-        fake_logits = state.D(state.G(z, class_idx), class_idx)  # [N]
-        loss = losses.G(fake_logits)  # [N]
-        state.G_optimizer.zero_grad(set_to_none=True)
-        loss.mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+def generator_phase(state: TrainState, losses: Losses, microbatches: Sequence[Batch]) -> Figures:
+    """Phase 2: G takes one step on the mean loss of equal `microbatches`, their z fresh, and D is frozen."""
+    state.G_optimizer.zero_grad(set_to_none=True)
+    parts = []
+    for batch in microbatches:
+        with frozen(state.D):
+            fake_logits = state.D(state.G(batch.z, batch.class_idx), batch.class_idx)  # [N]
+            # An objective that is not paired does not look at the reals' logits; any [N] will do.
+            real_logits = state.D(batch.reals, batch.class_idx) if losses.paired else fake_logits.detach()
+            loss = losses.G(real_logits, fake_logits)  # [N]
+            (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # the same
+        parts.append({"G_loss": loss.detach()})
     state.G_optimizer.step()
-    return loss.detach()
+    return _joined(parts)
 
 
-@dataclass(frozen=True)
-class IterationFigures:
-    """What one iteration says about the game, each [N]."""
+def _judge(
+    D: nn.Module, losses: Losses, batch: Batch, fakes: Tensor, weights: PenaltyWeights
+) -> tuple[Tensor, Figures]:
+    """D's loss with its penalties [N], and its figures. Exact R1 and R2 share the loss's forward pass."""
 
-    D_loss: Tensor
-    G_loss: Tensor
-    D_real_probability: Tensor
-    D_fake_probability: Tensor
+    def logits_of(samples: Tensor) -> Tensor:
+        logits: Tensor = D(samples, batch.class_idx)
+        return logits
+
+    reals, sigma = batch.reals, weights.sigma
+    reals.requires_grad_(weights.r1 > 0 and not sigma)
+    fakes.requires_grad_(weights.r2 > 0 and not sigma)
+    real_logits, fake_logits = logits_of(reals), logits_of(fakes)  # [N]
+    loss = losses.D(real_logits, fake_logits)  # [N]
+    figures = {"D_loss": loss, "D_real_logit": real_logits, "D_fake_logit": fake_logits}
+    if losses.probabilities is not None:
+        probabilities = losses.probabilities(real_logits, fake_logits)
+        figures["D_real_probability"], figures["D_fake_probability"] = probabilities
+
+    def slope(logits: Tensor, samples: Tensor) -> Tensor:
+        if not sigma:
+            return squared_slope(logits, samples)
+        return finite_difference_slope(
+            logits_of, logits, samples, batch.draws.normal(*samples.shape[1:]), sigma
+        )
+
+    if weights.r1 > 0:
+        figures["r1_penalty"] = slope(real_logits, reals)  # [N]
+        loss = loss + weights.r1 / 2 * figures["r1_penalty"]
+    if weights.r2 > 0:
+        figures["r2_penalty"] = slope(fake_logits, fakes)  # [N]
+        loss = loss + weights.r2 / 2 * figures["r2_penalty"]
+    if weights.gp > 0:
+        figures["gradient_penalty"] = gradient_penalty(logits_of, reals, fakes, batch.draws.uniform())  # [N]
+        loss = loss + weights.gp * figures["gradient_penalty"]
+    return loss, {name: values.detach() for name, values in figures.items()}
+
+
+def _joined(parts: Sequence[Figures]) -> Figures:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 class Trainer:
-    """Plays iterations of one config on one data set."""
+    """Plays iterations of one config on one source of reals."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, state: TrainState) -> None:
+    def __init__(self, config: TrainConfig, reals: Reals, state: TrainState) -> None:
         self.config = config
         self.state = state
         self._losses = LOSSES[config.objective]
-        self._order = DataOrder(len(dataset), config.seed)
-        self._images = torch.from_numpy(dataset.images)  # [N, C, R, R] uint8
-        self._class_idx = None if dataset.class_idx is None else torch.from_numpy(dataset.class_idx)  # [N]
+        self._reals = reals
 
-    def run_iteration(self) -> IterationFigures:
+    def run_iteration(self) -> Figures:
         """Phase 1 on the next batch of reals, phase 2 on fresh latents, then G_ema."""
         config, state = self.config, self.state
         self._set_lr()
-        reals, class_idx = self._next_reals()
-        z = self._latents(generator_at(config.seed, state.cur_nimg, "D"))
-        D_loss, real_probability, fake_probability = discriminator_phase(
-            state, self._losses, reals, class_idx, z, r1_weight(state.cur_nimg, config)
-        )
-        stream = generator_at(config.seed, state.cur_nimg, "G")
-        G_loss = generator_phase(state, self._losses, self._draw_classes(stream), self._latents(stream))
+        D_batch = self._discriminator_batch()
+        weights = penalty_weights(state.cur_nimg, config)
+        figures = discriminator_phase(state, self._losses, [D_batch], weights)
+        figures |= generator_phase(state, self._losses, [self._generator_batch(D_batch)])
         state.cur_nimg += config.batch_size
         update_ema(state.G_ema, state.G, ema_beta(state.cur_nimg, config))
-        return IterationFigures(D_loss, G_loss, real_probability, fake_probability)
+        return figures
 
     def _set_lr(self) -> None:
         scale = lr_scale(self.state.cur_nimg, self.config)
         self.state.G_optimizer.param_groups[0]["lr"] = self.config.G_lr * scale
         self.state.D_optimizer.param_groups[0]["lr"] = self.config.D_lr * scale
 
-    def _next_reals(self) -> tuple[Tensor, Tensor | None]:
-        rows = torch.from_numpy(self._order.rows(self.state.cur_nimg, self.config.batch_size))
-        images = self._images[rows].to(torch.float32) / 127.5 - 1.0  # [N, C, R, R] in [-1, 1]
-        reals = images.contiguous(memory_format=torch.channels_last)
-        return reals, None if self._class_idx is None else self._class_idx[rows]
+    def _discriminator_batch(self) -> Batch:
+        reals, class_idx = self._reals.batch(self.state.cur_nimg, self.config.batch_size)
+        draws = self._draws("D")
+        return Batch(reals=reals, class_idx=class_idx, z=draws.normal(self.config.z_dim), draws=draws)
 
-    def _latents(self, stream: torch.Generator) -> Tensor:
-        return torch.randn(self.config.batch_size, self.config.z_dim, generator=stream)  # [N, z_dim]
+    def _generator_batch(self, D_batch: Batch) -> Batch:
+        """Fresh latents; the reals and their classes are phase 1's where the objective pairs them."""
+        draws = self._draws("G")
+        class_idx = D_batch.class_idx if self._losses.paired else self._reals.draw_classes(draws)
+        z = draws.normal(self.config.z_dim)
+        return Batch(reals=D_batch.reals.detach(), class_idx=class_idx, z=z, draws=draws)
 
-    def _draw_classes(self, stream: torch.Generator) -> Tensor | None:
-        """Classes [N] as frequent as in the data."""
-        if self._class_idx is None:
-            return None
-        rows = torch.randint(len(self._class_idx), (self.config.batch_size,), generator=stream)
-        return self._class_idx[rows]
+    def _draws(self, phase: Phase) -> RowDraws:
+        config = self.config
+        stream = generator_at(config.seed, self.state.cur_nimg, phase)
+        return RowDraws(stream, config.batch_size, slice(None))
 
 
 class TickAverages:
-    """Means of the figures since the last tick, summed as tensors: no wait for a device in an iteration."""
+    """Means of the figures since the last tick, summed as tensors: no wait for a device in an iteration.
+
+    A figure that only some iterations have (a lazy penalty) is the mean of those.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._counts: Counter[str] = Counter()
         self._iterations = 0
         self._began_s = time.monotonic()
 
-    def add(self, figures: IterationFigures) -> None:
-        for name, values in vars(figures).items():
-            self._sums[name] = self._sums.get(name, torch.zeros(())) + values.mean()
+    def add(self, figures: Figures) -> None:
+        for name, values in figures.items():
+            mean = values.mean()
+            self._sums[name] = self._sums[name] + mean if name in self._sums else mean
+            self._counts[name] += 1
         self._iterations += 1
 
     def row(self, state: TrainState, batch_size: int) -> dict[str, Any]:
@@ -168,7 +222,7 @@ class TickAverages:
         state.train_s += tick_s
         return {
             "cur_nimg": state.cur_nimg,
-            **{name: float(total) / self._iterations for name, total in self._sums.items()},
+            **{name: float(total) / self._counts[name] for name, total in self._sums.items()},
             "images_per_s": round(self._iterations * batch_size / tick_s, 1),
             "train_s": round(state.train_s, 1),
         }
@@ -191,7 +245,7 @@ def train(
     state = TrainState.fresh(config, dataset.shape)
     if run.snapshot_file.exists():
         state.load_dict(load_snapshot(run.snapshot_file).state)
-    trainer = Trainer(config, dataset, state)
+    trainer = Trainer(config, DatasetReals(dataset, config.seed), state)
     tick_nimg = max(round(tick_kimg * 1000), 1)
     with Progress(config.total_nimg, state.cur_nimg) as progress:
         if state.cur_nimg:

@@ -45,10 +45,11 @@ class Progress:
         sys.stdout.flush()
 
     def tick(self, row: Mapping[str, Any]) -> None:
-        """Show one row of `metrics.jsonl`."""
+        """Show one row of `metrics.jsonl`; D's answers as probabilities where they are such."""
+        told, kind = ("D", "probability") if "D_real_probability" in row else ("logit", "logit")
         self.say(
             f"kimg {row['cur_nimg'] / 1000:8.1f}/{self._total_nimg / 1000:g}"
             f"  D_loss {row['D_loss']:.3f}  G_loss {row['G_loss']:.3f}"
-            f"  D(x) {row['D_real_probability']:.2f}  D(G(z)) {row['D_fake_probability']:.2f}"
+            f"  {told}(x) {row[f'D_real_{kind}']:.2f}  {told}(G(z)) {row[f'D_fake_{kind}']:.2f}"
             f"  {row['images_per_s']:.0f} images/s  {row['train_s']:.0f} s"
         )

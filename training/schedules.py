@@ -1,4 +1,4 @@
-"""What changes during a run, as pure functions of `cur_nimg`: learning rates, R1, EMA's memory.
+"""What changes during a run, as pure functions of `cur_nimg`: learning rates, penalties, EMA's memory.
 
 A resumed run needs no state of theirs. Refuses to own: the optimizers and averages that use them.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from training.config import TrainConfig
+from training.penalties import PenaltyWeights
 
 
 def lr_scale(cur_nimg: int, config: TrainConfig) -> float:
@@ -19,13 +20,19 @@ def lr_scale(cur_nimg: int, config: TrainConfig) -> float:
     return config.lr_floor + (1 - config.lr_floor) * 0.5 * (1 + math.cos(math.pi * t))
 
 
-def r1_weight(cur_nimg: int, config: TrainConfig) -> float:
-    """The weight of R1 in the iteration at `cur_nimg`: each `r1_interval`-th stands for all of them.
+def penalty_weights(cur_nimg: int, config: TrainConfig) -> PenaltyWeights:
+    """What the penalties weigh in D's step at `cur_nimg`: each `r1_interval`-th R1 and R2 stand for all.
 
     Lazy regularisation: Karras 2019, section 3.1, arXiv:1912.04958.
     """
-    iteration = cur_nimg // config.batch_size
-    return config.r1_gamma * config.r1_interval if iteration % config.r1_interval == 0 else 0.0
+    step = cur_nimg // config.batch_size
+    stands_for = config.r1_interval if step % config.r1_interval == 0 else 0
+    return PenaltyWeights(
+        r1=config.r1_gamma * stands_for,
+        r2=config.r2_gamma * stands_for,
+        gp=config.gp_weight,
+        sigma=config.penalty_sigma if config.penalty_form == "finite_difference" else 0.0,
+    )
 
 
 def ema_beta(cur_nimg: int, config: TrainConfig) -> float:

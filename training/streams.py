@@ -1,7 +1,7 @@
 """Randomness of a run as a function of its position: the same (seed, cur_nimg, phase), the same draws.
 
-No generator outlives an iteration, so a resumed run has no random state to lose, and nothing
-here or elsewhere in the package draws from torch's global generator during training.
+No generator outlives a step, so a resumed run has no random state to lose, and nothing here or
+elsewhere in the package draws from torch's global generator during training.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 Phase = Literal["D", "G"]
 
@@ -18,3 +19,27 @@ def generator_at(seed: int, cur_nimg: int, phase: Phase) -> torch.Generator:
     """Return a fresh torch generator for one phase of the iteration that begins at `cur_nimg`."""
     words = np.random.SeedSequence((seed, cur_nimg, "DG".index(phase))).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0]))
+
+
+class RowDraws:
+    """The draws of some rows of a batch: what they get does not depend on how the batch is split.
+
+    Each method draws for the whole batch [batch_size, …] and returns `rows` of it.
+    """
+
+    def __init__(self, stream: torch.Generator, batch_size: int, rows: slice) -> None:
+        self._stream = stream
+        self._batch_size = batch_size
+        self._rows = rows
+
+    def normal(self, *shape: int) -> Tensor:
+        """N(0, 1) [rows, *shape] float32."""
+        return torch.randn(self._batch_size, *shape, generator=self._stream)[self._rows]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """U[0, 1) [rows, *shape] float32."""
+        return torch.rand(self._batch_size, *shape, generator=self._stream)[self._rows]
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """Integers of 0 to high - 1, [rows, *shape] int64."""
+        return torch.randint(high, (self._batch_size, *shape), generator=self._stream)[self._rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.errors import InvalidValue
-from training.config import TrainConfig
+from training.config import OBJECTIVES, TrainConfig
 from training.presets import PRESETS, preset, train_command
 
 
@@ -15,7 +15,13 @@ from training.presets import PRESETS, preset, train_command
         ({"batch_size": "1"}, "batch_size must be between 2 and 65536, got 1"),
         ({"batch_size": "many"}, "batch_size must be an integer, got 'many'"),
         ({"img_resolution": "48"}, "img_resolution must be one of 16, 32, 64, 128, 256, got 48"),
-        ({"objective": "hinge"}, "objective must be one of minimax, nonsaturating, got 'hinge'"),
+        (
+            {"objective": "bce"},
+            "objective must be one of minimax, nonsaturating, least_squares, wasserstein, hinge, "
+            "relativistic, got 'bce'",
+        ),
+        ({"network": "unet"}, "network must be one of mlp, dcgan, got 'unet'"),
+        ({"penalty_sigma": "0"}, "penalty_sigma must be between 0.0001 and 1, got 0.0"),
         ({"G_lr": "nan"}, "G_lr must be between 1e-09 and 1, got nan"),
         ({"adam_beta1": "1"}, "adam_beta1 must be between 0 and 0.99999, got 1.0"),
         ({"total_kimg": "-5"}, "total_kimg must be between 0.001 and 1e+09, got -5.0"),
@@ -30,6 +36,35 @@ def test_a_wrong_value_is_a_sentence(assignment: dict[str, str], sentence: str) 
         config.override(assignment)
 
     assert str(refusal.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"objective": "wasserstein", "r1_gamma": "0"},
+            "objective wasserstein needs a D whose slope is bounded: "
+            "set gp_weight above 0 (10 in its paper), got 0.0",
+        ),
+        (
+            {"gp_weight": "10", "r1_gamma": "0.1"},
+            "gp_weight must be 0 beside r1_gamma or r2_gamma: it pulls the slope of D to 1, they pull it "
+            "to 0, got gp_weight 10, r1_gamma 0.1, r2_gamma 0",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused(changes: dict[str, str], sentence: str) -> None:
+    with pytest.raises(InvalidValue) as refusal:
+        preset("fashion-mnist").override(changes)
+
+    assert str(refusal.value) == sentence
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_goes_with_a_gradient_penalty(objective: str) -> None:
+    config = preset("fashion-mnist").override({"objective": objective, "r1_gamma": "0", "gp_weight": "10"})
+
+    assert config.objective == objective
 
 
 def test_a_config_survives_the_trip_through_json_types() -> None:

@@ -12,14 +12,17 @@ import torch
 from torch import nn
 from toy_training import toy_config, toy_dataset
 
+from training.config import OBJECTIVES
 from training.data import Dataset
 from training.errors import RunError
-from training.loop import Trainer, discriminator_phase, frozen, generator_phase, train
+from training.loop import Batch, TickAverages, Trainer, discriminator_phase, frozen, generator_phase, train
 from training.losses import LOSSES
+from training.penalties import NO_PENALTIES, PenaltyWeights
+from training.reals import DatasetReals
 from training.run_folder import RunFolder
 from training.servable import torch_render
 from training.snapshot import TrainState, load_snapshot
-from training.streams import generator_at
+from training.streams import RowDraws, generator_at
 
 LOSS = LOSSES["nonsaturating"]
 
@@ -35,12 +38,15 @@ def one_thread() -> Iterator[None]:
 def _state() -> TrainState:
     """A pair in which G has taken one step, so that it holds gradients and optimizer state."""
     state = TrainState.fresh(toy_config(), toy_dataset().shape)
-    generator_phase(state, LOSS, _classes(), torch.randn(16, 8))
+    generator_phase(state, LOSS, [_batch()])
     return state
 
 
-def _classes() -> torch.Tensor:
-    return torch.arange(16) % 2
+def _batch(count: int = 16) -> Batch:
+    draws = RowDraws(torch.Generator().manual_seed(count), count, slice(None))
+    return Batch(
+        reals=draws.normal(1, 16, 16), class_idx=torch.arange(count) % 2, z=draws.normal(8), draws=draws
+    )
 
 
 def _bits(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -55,30 +61,93 @@ def _changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) ->
     return (before.keys() | after.keys()) - same
 
 
-@pytest.mark.parametrize("r1_weight", [0.0, 2.0])
-def test_phase_1_leaves_every_bit_of_the_generator_and_moves_the_discriminator(r1_weight: float) -> None:
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "weights",
+    [
+        NO_PENALTIES,
+        PenaltyWeights(r1=2.0, r2=1.0),
+        PenaltyWeights(r1=2.0, r2=1.0, sigma=0.05),
+        PenaltyWeights(gp=10.0),
+    ],
+)
+def test_phase_1_leaves_every_bit_of_the_generator_and_moves_the_discriminator(
+    objective: str, weights: PenaltyWeights
+) -> None:
     state = _state()
     G_before, D_before = _bits(state.G), _bits(state.D)
 
-    discriminator_phase(
-        state, LOSS, torch.randn(16, 1, 16, 16), _classes(), torch.randn(16, 8), r1_weight=r1_weight
-    )
+    discriminator_phase(state, LOSSES[objective], [_batch()], weights)
 
     assert _changed(G_before, _bits(state.G)) == set()
-    assert {name for name, _ in state.D.named_parameters()} <= _changed(D_before, _bits(state.D))
+    still = {name for name, _ in state.D.named_parameters()} - _changed(D_before, _bits(state.D))
+    assert still <= {"head.to_logit.bias"}  # a constant that some games leave open
 
 
-def test_phase_2_leaves_every_bit_of_the_discriminator_and_moves_the_generator() -> None:
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_phase_2_leaves_every_bit_of_the_discriminator_and_moves_the_generator(objective: str) -> None:
     state = _state()
-    discriminator_phase(state, LOSS, torch.randn(16, 1, 16, 16), _classes(), torch.randn(16, 8))
+    discriminator_phase(state, LOSS, [_batch()])
     G_before, D_before = _bits(state.G), _bits(state.D)
 
-    generator_phase(state, LOSS, _classes(), torch.randn(16, 8))
+    generator_phase(state, LOSSES[objective], [_batch()])
 
     assert _changed(D_before, _bits(state.D)) == set()
     moved = _changed(G_before, _bits(state.G))
     assert {name for name, _ in state.G.named_parameters()} <= moved
     assert {name for name, _ in state.G.named_buffers()} <= moved
+
+
+@pytest.mark.parametrize(
+    ("weights", "names"),
+    [
+        (NO_PENALTIES, set()),
+        (PenaltyWeights(r1=2.0), {"r1_penalty"}),
+        (PenaltyWeights(r1=2.0, r2=1.0, sigma=0.05), {"r1_penalty", "r2_penalty"}),
+        (PenaltyWeights(gp=10.0), {"gradient_penalty"}),
+    ],
+)
+def test_a_penalty_is_told_beside_the_loss_and_changes_the_step(
+    weights: PenaltyWeights, names: set[str]
+) -> None:
+    state, plain = _state(), _state()
+
+    figures = discriminator_phase(state, LOSS, [_batch()], weights)
+    plain_figures = discriminator_phase(plain, LOSS, [_batch()])
+
+    assert figures.keys() - plain_figures.keys() == names
+    assert torch.equal(figures["D_loss"], plain_figures["D_loss"])
+    assert all(values.shape == (16,) and not values.requires_grad for values in figures.values())
+    assert (_changed(_bits(plain.D), _bits(state.D)) == set()) == (names == set())
+
+
+def test_equal_microbatches_give_the_gradient_of_the_whole_batch_where_rows_do_not_touch() -> None:
+    whole, parts = _state(), _state()
+    batch = _batch()
+    halves = [
+        Batch(reals=batch.reals[rows], class_idx=batch.class_idx[rows], z=batch.z[rows], draws=batch.draws)
+        for rows in (slice(0, 8), slice(8, 16))
+    ]
+    whole.G.eval()  # BatchNorm by its running statistics: rows do not touch
+    parts.G.eval()
+
+    figures = discriminator_phase(whole, LOSS, [batch], PenaltyWeights(r1=1.0))
+    in_halves = discriminator_phase(parts, LOSS, halves, PenaltyWeights(r1=1.0))
+
+    for name, values in figures.items():
+        torch.testing.assert_close(in_halves[name], values, rtol=1e-5, atol=1e-6)
+    for one, other in zip(whole.D.parameters(), parts.D.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_figure_that_few_iterations_have_is_their_mean() -> None:
+    averages = TickAverages()
+    for figures in ({"a": [1.0, 3.0], "b": [10.0, 20.0]}, {"a": [5.0, 7.0]}, {"a": [0.0, 2.0]}):
+        averages.add({name: torch.tensor(values) for name, values in figures.items()})
+
+    row = averages.row(_state(), batch_size=2)
+
+    assert (row["a"], row["b"]) == (3.0, 15.0)
 
 
 def test_a_frozen_network_normalises_as_in_training_and_thaws_as_it_was() -> None:
@@ -107,13 +176,54 @@ def test_the_two_phases_and_every_iteration_draw_fresh_latents() -> None:
 
 def test_an_iteration_draws_nothing_from_the_global_generator() -> None:
     config, dataset = toy_config(), toy_dataset()
-    trainer = Trainer(config, dataset, TrainState.fresh(config, dataset.shape))
+    trainer = Trainer(config, DatasetReals(dataset, config.seed), TrainState.fresh(config, dataset.shape))
     before = torch.get_rng_state()
 
     trainer.run_iteration()
 
     assert torch.equal(torch.get_rng_state(), before)
     assert trainer.state.cur_nimg == config.batch_size
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("objective", ["nonsaturating", "relativistic"])
+def test_the_generator_never_sees_the_latents_of_phase_1_and_its_pairs_share_a_class(
+    objective: str, labelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, dataset = toy_config(objective=objective), toy_dataset(labelled=labelled)
+    trainer = Trainer(config, DatasetReals(dataset, 0), TrainState.fresh(config, dataset.shape))
+    seen: list[Batch] = []
+
+    def noting(phase: Callable[..., dict[str, torch.Tensor]]) -> Callable[..., dict[str, torch.Tensor]]:
+        def note(state: TrainState, losses: object, batches: list[Batch], *rest: object) -> object:
+            seen.extend(batches)
+            return phase(state, losses, batches, *rest)
+
+        return note
+
+    monkeypatch.setattr("training.loop.discriminator_phase", noting(discriminator_phase))
+    monkeypatch.setattr("training.loop.generator_phase", noting(generator_phase))
+    for _ in range(2):
+        trainer.run_iteration()
+
+    rows = [tuple(row) for batch in seen for row in batch.z.tolist()]
+    assert len(set(rows)) == len(rows) == 4 * config.batch_size
+    if labelled and objective == "relativistic":
+        for batch in seen:
+            left, right = batch.reals.detach()[:, 0].mean(1).unflatten(1, (2, 8)).mean(2).T
+            assert torch.equal((right > left).long(), batch.class_idx)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_plays_with_every_kind_of_tick(objective: str, tmp_path: Path) -> None:
+    config = toy_config(objective=objective, r1_gamma=0.0, gp_weight=10.0, total_kimg=0.032)
+    run = RunFolder(tmp_path)
+
+    train(config, toy_dataset(), run, tick_kimg=1)
+
+    (row,) = (json.loads(line) for line in run.metrics_file.read_text().splitlines())
+    assert {"D_real_logit", "D_fake_logit", "gradient_penalty"} <= row.keys()
+    assert ("D_real_probability" in row) == (objective not in ("wasserstein", "hinge"))
 
 
 def _halves(G: Callable[..., np.ndarray], z_dim: int) -> np.ndarray:
@@ -154,8 +264,11 @@ def test_a_tick_leaves_metrics_a_grid_and_a_snapshot(tmp_path: Path) -> None:
         "cur_nimg",
         "D_loss",
         "G_loss",
+        "D_real_logit",
+        "D_fake_logit",
         "D_real_probability",
         "D_fake_probability",
+        "r1_penalty",
         "images_per_s",
         "train_s",
     }

@@ -41,6 +41,15 @@ def test_elsewhere_a_tick_is_one_line_and_there_is_no_bar(capsys: pytest.Capture
     )
 
 
+def test_logits_that_are_no_probabilities_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    logits = {name.replace("probability", "logit"): value for name, value in ROW.items()}
+
+    with Progress(total_nimg=3_000, cur_nimg=1_000) as progress:
+        progress.tick(logits | {"D_real_logit": 12.5})
+
+    assert "logit(x) 12.50  logit(G(z)) 0.40" in capsys.readouterr().out
+
+
 def test_on_a_terminal_a_bar_counts_images_and_the_line_is_there_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 
 from training.config import TrainConfig
-from training.schedules import ema_beta, lr_scale, r1_weight
+from training.penalties import NO_PENALTIES
+from training.schedules import ema_beta, lr_scale, penalty_weights
 
 CONFIG = TrainConfig(
     preset="test",
@@ -16,6 +17,7 @@ CONFIG = TrainConfig(
     lr_decay_start=0.4,
     lr_floor=0.1,
     r1_gamma=0.5,
+    r2_gamma=0.25,
     r1_interval=4,
     ema_half_life_kimg=2.0,
     ema_rampup=0.05,
@@ -62,16 +64,32 @@ def test_the_ema_half_life_grows_with_the_run_up_to_its_limit(cur_nimg: int, hal
     assert beta ** (half_life_nimg / CONFIG.batch_size) == pytest.approx(0.5)
 
 
-def test_lazy_r1_weighs_as_much_as_if_it_were_computed_each_time() -> None:
-    weights = [r1_weight(iteration * CONFIG.batch_size, CONFIG) for iteration in range(8)]
+def test_lazy_penalties_weigh_as_much_as_if_they_were_computed_each_time() -> None:
+    weights = [penalty_weights(step * CONFIG.batch_size, CONFIG) for step in range(8)]
 
-    assert weights == [2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]
-    assert sum(weights) / len(weights) == CONFIG.r1_gamma
+    assert [one.r1 for one in weights] == [2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]
+    assert sum(one.r1 for one in weights) / len(weights) == CONFIG.r1_gamma
+    assert sum(one.r2 for one in weights) / len(weights) == CONFIG.r2_gamma
 
 
-def test_without_gamma_r1_is_never_computed() -> None:
-    config = TrainConfig(preset="test", total_kimg=1, r1_gamma=0.0)
+def test_without_gamma_r1_and_r2_are_never_computed() -> None:
+    config = TrainConfig(preset="test", total_kimg=1)
 
-    weights = {r1_weight(nimg, config) for nimg in range(0, 2_000, config.batch_size)}
+    weights = {penalty_weights(nimg, config) for nimg in range(0, 2_000, config.batch_size)}
 
-    assert weights == {0.0}
+    assert weights == {NO_PENALTIES}
+
+
+def test_the_gradient_penalty_is_computed_in_every_step() -> None:
+    config = TrainConfig(preset="test", total_kimg=1, gp_weight=10)
+
+    weights = {penalty_weights(nimg, config).gp for nimg in range(0, 2_000, config.batch_size)}
+
+    assert weights == {10.0}
+
+
+@pytest.mark.parametrize(("form", "sigma"), [("exact", 0.0), ("finite_difference", 0.05)])
+def test_only_the_finite_difference_takes_a_step(form: str, sigma: float) -> None:
+    config = TrainConfig(preset="test", total_kimg=1, r1_gamma=1, penalty_form=form)
+
+    assert penalty_weights(0, config).sigma == sigma

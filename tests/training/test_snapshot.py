@@ -11,13 +11,14 @@ from toy_training import toy_config, toy_dataset
 
 from training.errors import RunError
 from training.loop import Trainer
+from training.reals import DatasetReals
 from training.snapshot import TrainState, load_snapshot, save_snapshot
 
 
 def _trained_state() -> TrainState:
     config, dataset = toy_config(), toy_dataset()
     state = TrainState.fresh(config, dataset.shape)
-    Trainer(config, dataset, state).run_iteration()
+    Trainer(config, DatasetReals(dataset, config.seed), state).run_iteration()
     return state
 
 

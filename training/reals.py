@@ -1,0 +1,58 @@
+"""Where a run's reals come from: a data set resident as uint8, or anything else that keeps the protocol.
+
+What is real at which position is a pure function of (seed, position), so a resumed run goes on where it
+stopped, and a batch is the same however it is split. Refuses to own: files and the order of a data set
+(`training.data`).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from training.data import DataOrder, Dataset, DataShape
+from training.streams import RowDraws
+
+
+class Reals(Protocol):
+    """An endless sequence of real samples, one an image position."""
+
+    @property
+    def shape(self) -> DataShape:
+        """What the networks must know."""
+        ...
+
+    def batch(self, cur_nimg: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """The samples [count, …] float32 that follow the first `cur_nimg`, and their classes [count].
+
+        The sample at a position is the same whichever batch it is asked in. Classes are None where the
+        data has none. The tensors are the caller's to change.
+        """
+        ...
+
+    def draw_classes(self, draws: RowDraws) -> Tensor | None:
+        """Classes [rows] int64, as frequent as in the data, to ask G for; None where there are none."""
+        ...
+
+
+class DatasetReals:
+    """The images of a data set, in an order that is drawn from (seed, epoch)."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.shape = dataset.shape
+        self._order = DataOrder(len(dataset), seed)
+        self._images = torch.from_numpy(dataset.images)  # [N, C, R, R] uint8
+        self._class_idx = None if dataset.class_idx is None else torch.from_numpy(dataset.class_idx)  # [N]
+
+    def batch(self, cur_nimg: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Images [count, C, R, R] in [-1, 1], channels last in memory, and their classes [count]."""
+        rows = torch.from_numpy(self._order.rows(cur_nimg, count))
+        images = self._images[rows].to(torch.float32) / 127.5 - 1.0  # [N, C, R, R] in [-1, 1]
+        reals = images.contiguous(memory_format=torch.channels_last)
+        return reals, None if self._class_idx is None else self._class_idx[rows]
+
+    def draw_classes(self, draws: RowDraws) -> Tensor | None:
+        """Classes [rows] of images drawn with replacement."""
+        return None if self._class_idx is None else self._class_idx[draws.integers(len(self._class_idx))]
