@@ -18,8 +18,10 @@ from models.sampling import check_seed
 Objective = Literal["minimax", "nonsaturating", "least_squares", "wasserstein", "hinge", "relativistic"]
 OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
 PenaltyForm = Literal["exact", "finite_difference"]
-Network = Literal["mlp", "dcgan"]
+Network = Literal["mlp", "dcgan", "residual"]
 NETWORKS: Final[tuple[Network, ...]] = get_args(Network)
+Augmentation = Literal["color", "translation", "cutout"]
+AUGMENTATIONS: Final[tuple[Augmentation, ...]] = get_args(Augmentation)
 IMG_RESOLUTIONS: Final = (16, 32, 64, 128, 256)
 
 
@@ -49,6 +51,10 @@ class TrainConfig:
     the network mlp the width of each hidden layer."""
     D_channels: int = 64
     """The same for D."""
+    residual_blocks: int = 1
+    """Residual blocks a resolution, in G and in D; for the network residual only."""
+    D_spectral_norm: bool = False
+    """Every layer of D is divided by its largest singular value: see `training.networks.spectral_norm`."""
 
     objective: Objective = "nonsaturating"
     """The game: see `training.losses`."""
@@ -64,6 +70,11 @@ class TrainConfig:
     """Length, a coordinate, of the finite difference's random step; images are in [-1, 1]."""
     gp_weight: float = 0.0
     """Weight of the gradient penalty between reals and fakes, each step of D; 0 leaves it out."""
+
+    augment: str = ""
+    """What D sees of reals and fakes alike is changed by: color, translation, cutout, with commas between."""
+    augment_strength: float = 1.0
+    """How far each augmentation goes: 1 is the paper's, see `training.augment`."""
 
     G_lr: float = 4e-4
     """Learning rate of G before `lr_decay_start`."""
@@ -92,6 +103,7 @@ class TrainConfig:
         _one_of(self.img_resolution, "img_resolution", IMG_RESOLUTIONS)
         for name in ("z_dim", "class_dim", "G_channels", "D_channels"):
             _between(self, name, 1, 4_096)
+        _between(self, "residual_blocks", 1, 64)
         for name in ("r1_gamma", "r2_gamma", "gp_weight"):
             _between(self, name, 0.0, 1e6)
         _between(self, "r1_interval", 1, 65_536)
@@ -100,7 +112,9 @@ class TrainConfig:
             _between(self, name, 1e-9, 1.0)
         for name in ("adam_beta1", "adam_beta2"):
             _between(self, name, 0.0, 0.99999)
-        for name in ("lr_decay_start", "lr_floor", "ema_rampup"):
+        for name in self.augmentations:
+            _one_of(name, "augment", AUGMENTATIONS)
+        for name in ("lr_decay_start", "lr_floor", "ema_rampup", "augment_strength"):
             _between(self, name, 0.0, 1.0)
         _between(self, "ema_half_life_kimg", 0.0, 1e9)
         self._check_recipe()
@@ -118,11 +132,21 @@ class TrainConfig:
                 f"to 0, got gp_weight {self.gp_weight:g}, r1_gamma {self.r1_gamma:g}, "
                 f"r2_gamma {self.r2_gamma:g}"
             )
+        if self.D_spectral_norm and self.network == "residual":
+            raise InvalidValue(
+                "D_spectral_norm must be false for the network residual: its branches begin at zero, "
+                "and a zero cannot be divided by its largest singular value, got true"
+            )
 
     @property
     def total_nimg(self) -> int:
         """Real images shown in the whole run."""
         return round(self.total_kimg * 1000)
+
+    @property
+    def augmentations(self) -> tuple[Augmentation, ...]:
+        """`augment` as names."""
+        return tuple(self.augment.split(",")) if self.augment else ()  # type: ignore[arg-type]  # checked when made
 
     def to_dict(self) -> dict[str, Any]:
         """Fields by name, as `config.json` and the manifest hold them."""

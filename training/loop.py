@@ -19,12 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.errors import InvalidValue, show
+from training.augment import NO_AUGMENT, Augment
 from training.config import TrainConfig
 from training.data import Dataset
 from training.ema import update_ema
 from training.errors import RunError
 from training.grid import grid_columns, save_grid
 from training.losses import LOSSES, Losses
+from training.networks.spectral_norm import advance_power_iteration
 from training.penalties import (
     NO_PENALTIES,
     PenaltyWeights,
@@ -35,7 +38,7 @@ from training.penalties import (
 from training.progress import Progress
 from training.reals import DatasetReals, Reals
 from training.run_folder import RunFolder
-from training.schedules import ema_beta, lr_scale, penalty_weights
+from training.schedules import augment_at, ema_beta, lr_scale, penalty_weights
 from training.servable import render_seeds
 from training.snapshot import TrainState, load_snapshot, save_snapshot
 from training.streams import Phase, RowDraws, generator_at
@@ -80,30 +83,38 @@ class Batch:
 
 
 def discriminator_phase(
-    state: TrainState, losses: Losses, microbatches: Sequence[Batch], weights: PenaltyWeights = NO_PENALTIES
+    state: TrainState,
+    losses: Losses,
+    microbatches: Sequence[Batch],
+    weights: PenaltyWeights = NO_PENALTIES,
+    augment: Augment = NO_AUGMENT,
 ) -> Figures:
     """Phase 1: D takes one step on the mean loss of equal `microbatches`, and G is frozen."""
+    advance_power_iteration(state.D)
     state.D_optimizer.zero_grad(set_to_none=True)
     parts = []
     for batch in microbatches:
         with frozen(state.G), torch.no_grad():
             fakes = state.G(batch.z, batch.class_idx)  # [N, …]
-        loss, figures = _judge(state.D, losses, batch, fakes, weights)  # [N]
+        loss, figures = _judge(state.D, losses, batch, fakes, weights, augment)  # [N]
         (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         parts.append(figures)
     state.D_optimizer.step()
     return _joined(parts)
 
 
-def generator_phase(state: TrainState, losses: Losses, microbatches: Sequence[Batch]) -> Figures:
+def generator_phase(
+    state: TrainState, losses: Losses, microbatches: Sequence[Batch], augment: Augment = NO_AUGMENT
+) -> Figures:
     """Phase 2: G takes one step on the mean loss of equal `microbatches`, their z fresh, and D is frozen."""
     state.G_optimizer.zero_grad(set_to_none=True)
     parts = []
     for batch in microbatches:
         with frozen(state.D):
-            fake_logits = state.D(state.G(batch.z, batch.class_idx), batch.class_idx)  # [N]
-            # An objective that is not paired does not look at the reals' logits; any [N] will do.
-            real_logits = state.D(batch.reals, batch.class_idx) if losses.paired else fake_logits.detach()
+            fakes = augment(state.G(batch.z, batch.class_idx), batch.draws)  # [N, …]
+            fake_logits = real_logits = state.D(fakes, batch.class_idx)  # [N]
+            if losses.paired:  # another objective does not look at the reals' logits; any [N] will do
+                real_logits = state.D(augment(batch.reals, batch.draws), batch.class_idx)
             loss = losses.G(real_logits, fake_logits)  # [N]
             (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # the same
         parts.append({"G_loss": loss.detach()})
@@ -112,9 +123,12 @@ def generator_phase(state: TrainState, losses: Losses, microbatches: Sequence[Ba
 
 
 def _judge(
-    D: nn.Module, losses: Losses, batch: Batch, fakes: Tensor, weights: PenaltyWeights
+    D: nn.Module, losses: Losses, batch: Batch, fakes: Tensor, weights: PenaltyWeights, augment: Augment
 ) -> tuple[Tensor, Figures]:
-    """D's loss with its penalties [N], and its figures. Exact R1 and R2 share the loss's forward pass."""
+    """D's loss with its penalties [N], and its figures.
+
+    Penalties are of the samples as they are; without augmentation they share the loss's forward pass.
+    """
 
     def logits_of(samples: Tensor) -> Tensor:
         logits: Tensor = D(samples, batch.class_idx)
@@ -123,7 +137,8 @@ def _judge(
     reals, sigma = batch.reals, weights.sigma
     reals.requires_grad_(weights.r1 > 0 and not sigma)
     fakes.requires_grad_(weights.r2 > 0 and not sigma)
-    real_logits, fake_logits = logits_of(reals), logits_of(fakes)  # [N]
+    real_logits = logits_of(augment(reals, batch.draws))  # [N]
+    fake_logits = logits_of(augment(fakes, batch.draws))  # [N]
     loss = losses.D(real_logits, fake_logits)  # [N]
     figures = {"D_loss": loss, "D_real_logit": real_logits, "D_fake_logit": fake_logits}
     if losses.probabilities is not None:
@@ -131,6 +146,8 @@ def _judge(
         figures["D_real_probability"], figures["D_fake_probability"] = probabilities
 
     def slope(logits: Tensor, samples: Tensor) -> Tensor:
+        if augment:
+            logits = logits_of(samples)
         if not sigma:
             return squared_slope(logits, samples)
         return finite_difference_slope(
@@ -159,6 +176,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, reals: Reals, state: TrainState) -> None:
         self.config = config
         self.state = state
+        if config.augment and reals.shape.point_dim:
+            raise InvalidValue(f"augment must be empty for data of points, got {show(config.augment)}")
         self._losses = LOSSES[config.objective]
         self._reals = reals
 
@@ -167,9 +186,9 @@ class Trainer:
         config, state = self.config, self.state
         self._set_lr()
         D_batch = self._discriminator_batch()
-        weights = penalty_weights(state.cur_nimg, config)
-        figures = discriminator_phase(state, self._losses, [D_batch], weights)
-        figures |= generator_phase(state, self._losses, [self._generator_batch(D_batch)])
+        weights, augment = penalty_weights(state.cur_nimg, config), augment_at(state.cur_nimg, config)
+        figures = discriminator_phase(state, self._losses, [D_batch], weights, augment)
+        figures |= generator_phase(state, self._losses, [self._generator_batch(D_batch)], augment)
         state.cur_nimg += config.batch_size
         update_ema(state.G_ema, state.G, ema_beta(state.cur_nimg, config))
         return figures

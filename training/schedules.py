@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from training.augment import Augment
 from training.config import TrainConfig
 from training.penalties import PenaltyWeights
 
@@ -33,6 +34,11 @@ def penalty_weights(cur_nimg: int, config: TrainConfig) -> PenaltyWeights:
         gp=config.gp_weight,
         sigma=config.penalty_sigma if config.penalty_form == "finite_difference" else 0.0,
     )
+
+
+def augment_at(cur_nimg: int, config: TrainConfig) -> Augment:
+    """What D's images go through at `cur_nimg`: the same all the time."""
+    return Augment(config.augmentations, config.augment_strength)
 
 
 def ema_beta(cur_nimg: int, config: TrainConfig) -> float:

@@ -29,8 +29,10 @@ def _config(**changes: object) -> TrainConfig:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("img_resolution", IMG_RESOLUTIONS)
-@pytest.mark.parametrize(("img_channels", "num_classes"), [(1, 0), (3, 5)])
+@pytest.mark.parametrize(
+    ("img_resolution", "img_channels", "num_classes"),
+    [(16, 1, 0), *((img_resolution, 3, 5) for img_resolution in IMG_RESOLUTIONS)],
+)
 def test_a_pair_speaks_images_of_its_resolution(
     network: str, img_resolution: int, img_channels: int, num_classes: int
 ) -> None:
@@ -83,9 +85,11 @@ def test_no_row_depends_on_its_batch_except_in_a_generator_that_trains(network: 
     images = G.eval()(z, class_idx)
     logits = D(images, class_idx)  # in train mode: D has no other
 
-    alone = [G(z[i : i + 1], class_idx[i : i + 1]) for i in range(4)]
-    assert torch.allclose(torch.cat(alone), images, atol=1e-6)
-    assert torch.allclose(torch.cat([D(images[i : i + 1], class_idx[i : i + 1]) for i in range(4)]), logits)
+    rows = [slice(i, i + 1) for i in range(4)]
+    alone = torch.cat([G(z[row], class_idx[row]) for row in rows])
+    judged_alone = torch.cat([D(images[row], class_idx[row]) for row in rows])
+    assert torch.allclose(alone, images, atol=1e-5)  # torch chooses kernels by the batch size
+    assert torch.allclose(judged_alone, logits, atol=1e-5)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in D.modules())
 
 

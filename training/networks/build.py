@@ -15,8 +15,9 @@ import torch
 from models.errors import InvalidValue
 from training.config import Network, TrainConfig
 from training.data.dataset import DataShape
-from training.networks import dcgan, mlp
+from training.networks import dcgan, mlp, residual
 from training.networks.base import Discriminator, Generator
+from training.networks.spectral_norm import normalise_spectrally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Family:
 FAMILIES: Final[dict[Network, Family]] = {
     "mlp": Family(generator=mlp.generator, discriminator=mlp.discriminator, takes_points=True),
     "dcgan": Family(generator=dcgan.generator, discriminator=dcgan.discriminator),
+    "residual": Family(generator=residual.generator, discriminator=residual.discriminator),
 }
 
 
@@ -42,7 +44,11 @@ def build_pair(config: TrainConfig, shape: DataShape) -> tuple[Generator, Discri
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return build_generator(config, shape), _family(config, shape).discriminator(config, shape)
+        G = build_generator(config, shape)
+        D = _family(config, shape).discriminator(config, shape)
+        if config.D_spectral_norm:
+            normalise_spectrally(D)
+    return G, D
 
 
 def build_generator(config: TrainConfig, shape: DataShape) -> Generator:
