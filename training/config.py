@@ -37,6 +37,10 @@ class TrainConfig:
     """Opens every random stream: weights, order of the data, latents."""
     batch_size: int = 64
     """Real images a step of D, and fakes a step of G."""
+    microbatches: int = 1
+    """Equal parts that a batch is computed in: less memory, the same mean of gradients."""
+    d_steps: int = 1
+    """Steps of D, each on fresh reals and latents, before a step of G."""
 
     network: Network = "dcgan"
     """Family of the pair: see `training.networks`."""
@@ -68,6 +72,8 @@ class TrainConfig:
     """How R1 and R2 are computed: by double backward, or by the cheaper finite difference of D."""
     penalty_sigma: float = 0.05
     """Length, a coordinate, of the finite difference's random step; images are in [-1, 1]."""
+    gamma_floor: float = 1.0
+    """Share of r1_gamma and r2_gamma that is left at the end; they fall as the learning rates do."""
     gp_weight: float = 0.0
     """Weight of the gradient penalty between reals and fakes, each step of D; 0 leaves it out."""
 
@@ -75,11 +81,13 @@ class TrainConfig:
     """What D sees of reals and fakes alike is changed by: color, translation, cutout, with commas between."""
     augment_strength: float = 1.0
     """How far each augmentation goes: 1 is the paper's, see `training.augment`."""
+    augment_rampup: float = 0.0
+    """Share of the run in which augmentation grows to that, from nothing and along a straight line."""
 
     G_lr: float = 4e-4
     """Learning rate of G before `lr_decay_start`."""
     D_lr: float = 4e-4
-    """Learning rate of D before `lr_decay_start`."""
+    """Learning rate of D, the same; a higher one than G's is the two time-scale rule (arXiv:1706.08500)."""
     adam_beta1: float = 0.5
     """Adam's decay of the first moment, both networks."""
     adam_beta2: float = 0.99
@@ -100,6 +108,8 @@ class TrainConfig:
         check_seed(self.seed)
         _between(self, "total_kimg", 0.001, 1e9)
         _between(self, "batch_size", 2, 65_536)
+        _between(self, "microbatches", 1, 65_536)
+        _between(self, "d_steps", 1, 1_000)
         _one_of(self.img_resolution, "img_resolution", IMG_RESOLUTIONS)
         for name in ("z_dim", "class_dim", "G_channels", "D_channels"):
             _between(self, name, 1, 4_096)
@@ -114,17 +124,28 @@ class TrainConfig:
             _between(self, name, 0.0, 0.99999)
         for name in self.augmentations:
             _one_of(name, "augment", AUGMENTATIONS)
-        for name in ("lr_decay_start", "lr_floor", "ema_rampup", "augment_strength"):
+        for name in (
+            "lr_decay_start",
+            "lr_floor",
+            "gamma_floor",
+            "ema_rampup",
+            "augment_strength",
+            "augment_rampup",
+        ):
             _between(self, name, 0.0, 1.0)
         _between(self, "ema_half_life_kimg", 0.0, 1e9)
         self._check_recipe()
 
     def _check_recipe(self) -> None:
         """Refuse what cannot work together."""
-        if self.objective == "wasserstein" and self.gp_weight == 0:
+        if self.batch_size % self.microbatches:
             raise InvalidValue(
-                "objective wasserstein needs a D whose slope is bounded: "
-                f"set gp_weight above 0 (10 in its paper), got {show(self.gp_weight)}"
+                f"batch_size must be a multiple of microbatches ({self.microbatches}), got {self.batch_size}"
+            )
+        if self.objective == "wasserstein" and self.gp_weight == 0 and not self.D_spectral_norm:
+            raise InvalidValue(
+                "objective wasserstein needs a D whose slope is bounded: set gp_weight above 0 (10 in its "
+                f"paper) or D_spectral_norm, got {show(self.gp_weight)} and false"
             )
         if self.gp_weight > 0 and (self.r1_gamma > 0 or self.r2_gamma > 0):
             raise InvalidValue(
@@ -142,6 +163,11 @@ class TrainConfig:
     def total_nimg(self) -> int:
         """Real images shown in the whole run."""
         return round(self.total_kimg * 1000)
+
+    @property
+    def iteration_nimg(self) -> int:
+        """Real images shown in one iteration: `d_steps` steps of D, one of G."""
+        return self.d_steps * self.batch_size
 
     @property
     def augmentations(self) -> tuple[Augmentation, ...]:

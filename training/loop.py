@@ -167,7 +167,9 @@ def _judge(
 
 
 def _joined(parts: Sequence[Figures]) -> Figures:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    """One row after the other; a figure that some parts lack has the rows of the others."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: torch.cat([part[name] for part in parts if name in part]) for name in names}
 
 
 class Trainer:
@@ -180,40 +182,51 @@ class Trainer:
             raise InvalidValue(f"augment must be empty for data of points, got {show(config.augment)}")
         self._losses = LOSSES[config.objective]
         self._reals = reals
+        self._microbatches = split_rows(config.batch_size, config.microbatches)
 
     def run_iteration(self) -> Figures:
-        """Phase 1 on the next batch of reals, phase 2 on fresh latents, then G_ema."""
+        """Phase 1 on the next reals, `d_steps` times; phase 2 on fresh latents; then G_ema."""
         config, state = self.config, self.state
         self._set_lr()
-        D_batch = self._discriminator_batch()
-        weights, augment = penalty_weights(state.cur_nimg, config), augment_at(state.cur_nimg, config)
-        figures = discriminator_phase(state, self._losses, [D_batch], weights, augment)
-        figures |= generator_phase(state, self._losses, [self._generator_batch(D_batch)], augment)
-        state.cur_nimg += config.batch_size
+        augment = augment_at(state.cur_nimg, config)
+        D_figures = []
+        for cur_nimg in range(state.cur_nimg, state.cur_nimg + config.iteration_nimg, config.batch_size):
+            D_batches = [self._discriminator_batch(cur_nimg, rows) for rows in self._microbatches]
+            weights = penalty_weights(cur_nimg, config)
+            D_figures.append(discriminator_phase(state, self._losses, D_batches, weights, augment))
+        G_batches = [self._generator_batch(*pair) for pair in zip(D_batches, self._microbatches, strict=True)]
+        G_figures = generator_phase(state, self._losses, G_batches, augment)
+        state.cur_nimg += config.iteration_nimg
         update_ema(state.G_ema, state.G, ema_beta(state.cur_nimg, config))
-        return figures
+        return _joined(D_figures) | G_figures
 
     def _set_lr(self) -> None:
         scale = lr_scale(self.state.cur_nimg, self.config)
         self.state.G_optimizer.param_groups[0]["lr"] = self.config.G_lr * scale
         self.state.D_optimizer.param_groups[0]["lr"] = self.config.D_lr * scale
 
-    def _discriminator_batch(self) -> Batch:
-        reals, class_idx = self._reals.batch(self.state.cur_nimg, self.config.batch_size)
-        draws = self._draws("D")
+    def _discriminator_batch(self, cur_nimg: int, rows: slice) -> Batch:
+        """Rows of the batch of reals that begins at `cur_nimg`, and latents of their own."""
+        reals, class_idx = self._reals.batch(cur_nimg + rows.start, rows.stop - rows.start)
+        draws = self._draws(cur_nimg, "D", rows)
         return Batch(reals=reals, class_idx=class_idx, z=draws.normal(self.config.z_dim), draws=draws)
 
-    def _generator_batch(self, D_batch: Batch) -> Batch:
+    def _generator_batch(self, D_batch: Batch, rows: slice) -> Batch:
         """Fresh latents; the reals and their classes are phase 1's where the objective pairs them."""
-        draws = self._draws("G")
+        draws = self._draws(self.state.cur_nimg, "G", rows)
         class_idx = D_batch.class_idx if self._losses.paired else self._reals.draw_classes(draws)
         z = draws.normal(self.config.z_dim)
         return Batch(reals=D_batch.reals.detach(), class_idx=class_idx, z=z, draws=draws)
 
-    def _draws(self, phase: Phase) -> RowDraws:
-        config = self.config
-        stream = generator_at(config.seed, self.state.cur_nimg, phase)
-        return RowDraws(stream, config.batch_size, slice(None))
+    def _draws(self, cur_nimg: int, phase: Phase, rows: slice) -> RowDraws:
+        stream = generator_at(self.config.seed, cur_nimg, phase)
+        return RowDraws(stream, self.config.batch_size, rows)
+
+
+def split_rows(count: int, parts: int) -> list[slice]:
+    """The rows 0 to count - 1 in equal consecutive parts."""
+    assert count % parts == 0
+    return [slice(first, first + count // parts) for first in range(0, count, count // parts)]
 
 
 class TickAverages:
@@ -235,14 +248,14 @@ class TickAverages:
             self._counts[name] += 1
         self._iterations += 1
 
-    def row(self, state: TrainState, batch_size: int) -> dict[str, Any]:
+    def row(self, state: TrainState, iteration_nimg: int) -> dict[str, Any]:
         """One line of `metrics.jsonl`; `state.train_s` grows by the tick's length."""
         tick_s = time.monotonic() - self._began_s
         state.train_s += tick_s
         return {
             "cur_nimg": state.cur_nimg,
             **{name: float(total) / self._counts[name] for name, total in self._sums.items()},
-            "images_per_s": round(self._iterations * batch_size / tick_s, 1),
+            "images_per_s": round(self._iterations * iteration_nimg / tick_s, 1),
             "train_s": round(state.train_s, 1),
         }
 
@@ -282,12 +295,12 @@ def _run_tick(
 ) -> dict[str, Any]:
     """Play iterations, at least one, until the tick's end or a stop. Returns the tick's line of metrics."""
     averages = TickAverages()
-    batch_size = trainer.config.batch_size
+    iteration_nimg = trainer.config.iteration_nimg
     while True:
         averages.add(trainer.run_iteration())
-        progress.advance(batch_size)
+        progress.advance(iteration_nimg)
         if trainer.state.cur_nimg >= tick_end_nimg or should_stop():
-            return averages.row(trainer.state, batch_size)
+            return averages.row(trainer.state, iteration_nimg)
 
 
 def _finish_tick(

@@ -43,14 +43,15 @@ def test_a_wrong_value_is_a_sentence(assignment: dict[str, str], sentence: str) 
     [
         (
             {"objective": "wasserstein", "r1_gamma": "0"},
-            "objective wasserstein needs a D whose slope is bounded: "
-            "set gp_weight above 0 (10 in its paper), got 0.0",
+            "objective wasserstein needs a D whose slope is bounded: set gp_weight above 0 (10 in its paper) "
+            "or D_spectral_norm, got 0.0 and false",
         ),
         (
             {"gp_weight": "10", "r1_gamma": "0.1"},
             "gp_weight must be 0 beside r1_gamma or r2_gamma: it pulls the slope of D to 1, they pull it "
             "to 0, got gp_weight 10, r1_gamma 0.1, r2_gamma 0",
         ),
+        ({"microbatches": "3"}, "batch_size must be a multiple of microbatches (3), got 64"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(changes: dict[str, str], sentence: str) -> None:

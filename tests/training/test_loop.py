@@ -15,7 +15,16 @@ from toy_training import toy_config, toy_dataset
 from training.config import OBJECTIVES
 from training.data import Dataset
 from training.errors import RunError
-from training.loop import Batch, TickAverages, Trainer, discriminator_phase, frozen, generator_phase, train
+from training.loop import (
+    Batch,
+    TickAverages,
+    Trainer,
+    discriminator_phase,
+    frozen,
+    generator_phase,
+    split_rows,
+    train,
+)
 from training.losses import LOSSES
 from training.penalties import NO_PENALTIES, PenaltyWeights
 from training.reals import DatasetReals
@@ -145,7 +154,7 @@ def test_a_figure_that_few_iterations_have_is_their_mean() -> None:
     for figures in ({"a": [1.0, 3.0], "b": [10.0, 20.0]}, {"a": [5.0, 7.0]}, {"a": [0.0, 2.0]}):
         averages.add({name: torch.tensor(values) for name, values in figures.items()})
 
-    row = averages.row(_state(), batch_size=2)
+    row = averages.row(_state(), iteration_nimg=2)
 
     assert (row["a"], row["b"]) == (3.0, 15.0)
 
@@ -185,16 +194,45 @@ def test_an_iteration_draws_nothing_from_the_global_generator() -> None:
     assert trainer.state.cur_nimg == config.batch_size
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("objective", ["nonsaturating", "relativistic"])
-def test_the_generator_never_sees_the_latents_of_phase_1_and_its_pairs_share_a_class(
-    objective: str, labelled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, dataset = toy_config(objective=objective), toy_dataset(labelled=labelled)
-    trainer = Trainer(config, DatasetReals(dataset, 0), TrainState.fresh(config, dataset.shape))
+def _played(iterations: int = 3, **changes: object) -> TrainState:
+    """The state after some iterations of a pair without BatchNorm, where rows do not touch."""
+    config, dataset = toy_config(network="mlp", **changes), toy_dataset()
+    trainer = Trainer(config, DatasetReals(dataset, config.seed), TrainState.fresh(config, dataset.shape))
+    for _ in range(iterations):
+        trainer.run_iteration()
+    return trainer.state
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"objective": "relativistic", "r2_gamma": 0.1, "r1_interval": 1},
+        {"r2_gamma": 0.1, "r1_interval": 1, "penalty_form": "finite_difference"},
+        {"objective": "wasserstein", "r1_gamma": 0.0, "gp_weight": 10.0, "d_steps": 2},
+    ],
+)
+def test_a_batch_in_microbatches_trains_as_the_whole_one(recipe: dict[str, object]) -> None:
+    whole, parts = _played(**recipe), _played(**recipe, microbatches=4)
+
+    assert parts.cur_nimg == whole.cur_nimg
+    for network in ("G", "D", "G_ema"):
+        values = getattr(parts, network).state_dict()
+        torch.testing.assert_close(values, getattr(whole, network).state_dict(), rtol=1e-5, atol=1e-5)
+    for network in ("G", "D"):  # Adam hides the scale of a gradient
+        pairs = zip(getattr(parts, network).parameters(), getattr(whole, network).parameters(), strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_microbatches_are_consecutive_rows_of_the_batch() -> None:
+    assert split_rows(12, 3) == [slice(0, 4), slice(4, 8), slice(8, 12)]
+
+
+def _noting_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    """A list that the batches of the phases are added to as they are played."""
     seen: list[Batch] = []
 
-    def noting(phase: Callable[..., dict[str, torch.Tensor]]) -> Callable[..., dict[str, torch.Tensor]]:
+    def noting(phase: Callable[..., object]) -> Callable[..., object]:
         def note(state: TrainState, losses: object, batches: list[Batch], *rest: object) -> object:
             seen.extend(batches)
             return phase(state, losses, batches, *rest)
@@ -203,6 +241,37 @@ def test_the_generator_never_sees_the_latents_of_phase_1_and_its_pairs_share_a_c
 
     monkeypatch.setattr("training.loop.discriminator_phase", noting(discriminator_phase))
     monkeypatch.setattr("training.loop.generator_phase", noting(generator_phase))
+    return seen
+
+
+def test_each_step_of_the_discriminator_sees_the_next_reals_and_fresh_latents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, dataset = toy_config(d_steps=3, r1_interval=3), toy_dataset()
+    trainer = Trainer(config, DatasetReals(dataset, config.seed), TrainState.fresh(config, dataset.shape))
+    seen = _noting_batches(monkeypatch)
+
+    figures = trainer.run_iteration()
+
+    assert len(seen) == 4
+    assert trainer.state.cur_nimg == config.iteration_nimg == 48
+    expected, _ = DatasetReals(dataset, config.seed).batch(0, 48)
+    assert torch.equal(torch.cat([batch.reals.detach() for batch in seen[:3]]), expected)
+    rows = [tuple(row) for batch in seen for row in batch.z.tolist()]
+    assert len(set(rows)) == len(rows)
+    assert figures["D_loss"].shape == (48,)
+    assert figures["G_loss"].shape == figures["r1_penalty"].shape == (16,)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("objective", ["nonsaturating", "relativistic"])
+def test_the_generator_never_sees_the_latents_of_phase_1_and_its_pairs_share_a_class(
+    objective: str, labelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, dataset = toy_config(objective=objective), toy_dataset(labelled=labelled)
+    trainer = Trainer(config, DatasetReals(dataset, 0), TrainState.fresh(config, dataset.shape))
+    seen = _noting_batches(monkeypatch)
+
     for _ in range(2):
         trainer.run_iteration()
 

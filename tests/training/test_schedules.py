@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 
 import pytest
 
 from training.config import TrainConfig
 from training.penalties import NO_PENALTIES
-from training.schedules import ema_beta, lr_scale, penalty_weights
+from training.schedules import augment_at, ema_beta, lr_scale, penalty_weights
 
 CONFIG = TrainConfig(
     preset="test",
@@ -51,6 +52,24 @@ def test_a_decay_that_starts_at_the_end_is_no_decay() -> None:
     assert scales == {1.0}
 
 
+@pytest.mark.parametrize(
+    ("cur_nimg", "expected"), [(0, 0.0), (10_000, 0.3), (20_000, 0.6), (100_000, 0.6), (250_000, 0.6)]
+)
+def test_augmentation_grows_along_a_straight_line_up_to_its_knee(cur_nimg: int, expected: float) -> None:
+    config = dataclasses.replace(CONFIG, augment="color,cutout", augment_strength=0.6, augment_rampup=0.2)
+
+    augment = augment_at(cur_nimg, config)
+
+    assert augment.names == ("color", "cutout")
+    assert augment.strength == pytest.approx(expected)
+
+
+def test_without_a_rampup_augmentation_is_as_strong_from_the_first_image() -> None:
+    augment = augment_at(0, dataclasses.replace(CONFIG, augment="color", augment_strength=0.6))
+
+    assert augment.strength == 0.6
+
+
 def test_the_ema_starts_as_a_copy() -> None:
     beta = ema_beta(0, CONFIG)
 
@@ -70,6 +89,24 @@ def test_lazy_penalties_weigh_as_much_as_if_they_were_computed_each_time() -> No
     assert [one.r1 for one in weights] == [2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]
     assert sum(one.r1 for one in weights) / len(weights) == CONFIG.r1_gamma
     assert sum(one.r2 for one in weights) / len(weights) == CONFIG.r2_gamma
+
+
+@pytest.mark.parametrize(
+    ("cur_nimg", "expected"), [(0, 1.0), (40_000, 1.0), (70_000, 0.625), (100_000, 0.25), (250_000, 0.25)]
+)
+def test_gamma_is_flat_to_the_knee_then_falls_to_its_floor(cur_nimg: int, expected: float) -> None:
+    config = dataclasses.replace(CONFIG, gamma_floor=0.25, r1_interval=1)
+
+    weights = penalty_weights(cur_nimg, config)
+
+    assert weights.r1 == pytest.approx(0.5 * expected)
+    assert weights.r2 == pytest.approx(0.25 * expected)
+
+
+def test_the_ema_forgets_as_fast_in_images_when_an_iteration_shows_more_of_them() -> None:
+    betas = [ema_beta(50_000, dataclasses.replace(CONFIG, d_steps=d_steps)) for d_steps in (1, 3)]
+
+    assert betas[0] ** 3 == pytest.approx(betas[1])
 
 
 def test_without_gamma_r1_and_r2_are_never_computed() -> None:
