@@ -19,6 +19,8 @@ _TRUNCATION: Final[dict[Truncation, str]] = {
     "w": " `truncation_psi` pulls toward the average image: 1 is off, lower is more typical and less varied.",
 }
 
+_UNTOLD: Final = "How it was trained is not known here."
+
 
 def write_card(path: Path, manifest: Manifest) -> None:
     """Write CARD.md for an exported run."""
@@ -32,7 +34,7 @@ def card_text(manifest: Manifest) -> str:
         f"# {manifest.name}:{manifest.version}",
         f"![one row a class, seeds 0-9]({PREVIEW_FILE})" if manifest.num_classes else f"![]({PREVIEW_FILE})",
         _what(manifest),
-        _training(manifest.training) if manifest.training else _import(manifest.export["imported_from"]),
+        _origin(manifest),
         _serving(manifest),
         _proof(manifest),
     )
@@ -47,7 +49,7 @@ def _header(manifest: Manifest) -> str:
         "library_name: ganserve",
         "pipeline_tag: unconditional-image-generation",
     ]
-    if manifest.training:
+    if "config" in manifest.training:  # a run of this package
         lines += [
             "tags: [gan, dcgan, onnx, image-generation]",
             f"datasets: [{manifest.training['data']['name']}]",
@@ -71,6 +73,14 @@ def _what(manifest: Manifest) -> str:
         lines.append(f"Classes: {manifest.num_classes}, without names.")
     lines.append(f"Licence: {manifest.licence}.")
     return "\n\n".join(lines)
+
+
+def _origin(manifest: Manifest) -> str:
+    if "imported_from" in manifest.export:
+        return _import(manifest.export["imported_from"])
+    if "published_from" in manifest.export:
+        return _published(manifest.export["published_from"], manifest.training)
+    return _training(manifest.training)
 
 
 def _training(facts: Mapping[str, Any]) -> str:
@@ -98,7 +108,18 @@ def _import(facts: Mapping[str, Any]) -> str:
 - Its inputs: {", ".join(facts["inputs"])}; its output: {facts["output"]}
 - Added around it: pixels from the range {facts["range"]} and the layout {facts["layout"]}
 
-How it was trained is not known here."""
+{_UNTOLD}"""
+
+
+def _published(facts: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    facts_told = "\n".join(f"- {name}: {value}" for name, value in sorted(training.items()))
+    told = f"Its publisher says of its training:\n\n{facts_told}" if training else _UNTOLD
+    return f"""## Origin
+
+- Published from {facts["module"]}, a module of {facts["parameters"]:,} parameters
+- Added around it: pixels from the range {facts["range"]} and the layout {facts["layout"]}
+
+{told}"""
 
 
 def _serving(manifest: Manifest) -> str:

@@ -1,37 +1,52 @@
-"""A run becomes an artifact: G_ema as one checked ONNX graph, with the proof and the card beside it.
+"""A generator of torch becomes an artifact: one checked ONNX graph, with the proof and the card beside it.
 
-Everything is put together in a draft of the store and checked there against torch and against the
-promises of serving; the rename that publishes it comes last, so a refused export leaves nothing.
-Refuses to own: what is promised (`training.proof`, `training.promises`, `training.graph`), what the card
-says (`training.card`), what an artifact is (`models`).
+`export_run` publishes G_ema of a run, `publish` any module. Everything is put together in a draft of the
+store and checked there against torch and against the promises of serving; the rename that publishes it comes
+last, so a refused export leaves nothing. Refuses to own: how torch becomes ONNX (`training.tracing`), what is
+promised (`training.proof`, `training.promises`, `training.graph`), what the card says (`training.card`), what
+an artifact is (`models`).
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.export import ExportedProgram
 
-from models.manifest import GOLDEN_FILE, GRAPH_FILE, Manifest
-from models.store import Artifact, Store
-from training.card import CARD_FILE, PREVIEW_FILE, write_card
-from training.graph import opset_of, strip_trace
+from models.errors import InvalidValue
+from models.golden import Render
+from models.manifest import GRAPH_FILE, Manifest, Truncation
+from models.sampling import Prior
+from models.store import Artifact, Draft, Store
+from training.errors import GraphRefused
+from training.folding import folded, plain_copy
+from training.graph import opset_of, write_model
 from training.graph_session import ONNXRUNTIME_VERSION
+from training.pixels import (
+    DEFAULT_RANGE,
+    FloatImages,
+    check_layout,
+    check_range,
+    check_values,
+    nhwc,
+    to_pixels,
+)
 from training.presets import train_command
-from training.promises import batch_sizes
-from training.proof import check_graph_file, golden_rows, save_preview
+from training.promises import Rows, batch_sizes
+from training.proof import check_graph_file, seal
 from training.run_folder import RunFolder
-from training.servable import ServableGenerator, torch_render
+from training.servable import Call, Servable, ServableGenerator, call_module, rows_of, torch_render
 from training.snapshot import Snapshot, load_snapshot
+from training.tracing import failure, to_onnx, trace
 
 _TRACE_ROWS: Final = 3  # at least 2: an example batch of 1 would be taken for a constant
 
@@ -47,55 +62,94 @@ def export_run(
     snapshot = load_snapshot(run.snapshot_file)
     with store.draft(name, version) as draft:
         manifest = _manifest_of(snapshot, name, draft.version, licence)
-        graph_file = draft.path / GRAPH_FILE
         G = snapshot.generator()
-        write_graph(ServableGenerator(G), _example_rows(manifest), graph_file)
-        session, levels = check_graph_file(graph_file, manifest, torch_render(G))
-        manifest = replace(manifest, export=_export_facts(graph_file, manifest, levels))
-        golden_rows(session.render_many, manifest).save(draft.path / GOLDEN_FILE)
-        save_preview(draft.path / PREVIEW_FILE, session.render_many, manifest)
-        write_card(draft.path / CARD_FILE, manifest)
-        return draft.publish(manifest)
+        return _publish(draft, _program(ServableGenerator(G), manifest), manifest, torch_render(G))
 
 
-def write_graph(servable: nn.Module, rows: tuple[Tensor, ...], path: Path) -> None:
-    """Trace `servable` in eval mode on the example `rows` and write one ONNX file with a free batch size.
+def publish(
+    module: nn.Module,
+    store: Store | Path | str,
+    *,
+    name: str,
+    z_dim: int,
+    num_classes: int = 0,
+    class_names: Sequence[str] = (),
+    truncation: Truncation = "none",
+    call: Call = call_module,
+    value_range: str = DEFAULT_RANGE,
+    layout: str | None = None,
+    prior: Prior = "normal",
+    licence: str = "unknown",
+    training: Mapping[str, Any] | None = None,
+    version: int | None = None,
+) -> Artifact:
+    """Publish `module`, a generator of anyone's own code, as `name` in `store`.
 
-    `rows` are latents, truncation_psi and, for a conditional model, class_idx.
+    `module` is called as `call(module, z)`, which is `module(z)` if nothing else is given, with z float32
+    [N, z_dim] and then, where it has them, class_idx int64 [N] (`num_classes` or `class_names`) and
+    truncation_psi float32 [N] (`truncation="w"`; with "z" the latents are scaled outside). Another signature
+    is put right there: `call=lambda G, z, class_idx: G(z[:, :, None, None], one_hot(class_idx, 10))`.
+
+    It answers images whose black and white are `value_range` ("-1,1", "0,1" or "0,255"), in `layout` "NCHW",
+    "NHWC" or "flat:CxHxW" (None: found by where the 1 or 3 channels are). `prior` is what z is drawn from.
+    `training` is what the manifest and the card say of its training, as JSON.
+
+    The module stays as it is: a copy of it is traced, in float32, with spectral and weight norms folded, and
+    the graph is held to the pixels of the module in eager torch. What is doubtful but not wrong is warned of.
+    Raises InvalidValue for an argument, GraphRefused with the way out for a module that cannot be served, and
+    what `Store.draft` raises.
     """
-    names = ("latents", "truncation_psi", "class_idx")[: len(rows)]
-    batch = torch.export.Dim("batch", min=1)
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            servable.eval(),
-            rows,
-            input_names=names,
-            output_names=["images"],
-            dynamic_shapes=tuple({0: batch} for _ in rows),
-            dynamo=True,
-            verbose=False,
+    _check_eval(module)
+    check_range(value_range)
+    if layout is not None:
+        check_layout(layout)
+    store = store if isinstance(store, Store) else Store(store)
+    with store.draft(name, version) as draft:
+        manifest = Manifest(
+            name=name,
+            version=draft.version,
+            z_dim=z_dim,
+            img_height=1,  # this and the next two until the first images are seen
+            img_width=1,
+            img_channels=1,
+            num_classes=num_classes or len(class_names),
+            class_names=tuple(class_names),
+            prior=prior,
+            truncation=truncation,
+            licence=licence,
+            training=dict(training or {}),
         )
-    assert program is not None
-    model = program.model_proto
-    strip_trace(model)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+        servable = Servable(
+            plain_copy(module),
+            call,
+            num_classes=manifest.num_classes,
+            truncation=truncation,
+            value_range=value_range,
+        )
+        images, servable.layout = nhwc(_answer(servable, Rows.sample(manifest, _TRACE_ROWS)), layout)
+        _check_count(images)
+        _, height, width, channels = images.shape
+        manifest = replace(manifest, img_height=height, img_width=width, img_channels=channels)
+        program = _program(servable, manifest)
+        for caution in _cautions(servable, manifest):
+            warnings.warn(f"{name}: {caution}", stacklevel=2)
+        origin = {
+            "module": type(module).__qualname__,
+            "parameters": sum(one.numel() for one in module.parameters()),
+            "range": value_range,
+            "layout": servable.layout,
+        }
+        return _publish(draft, program, manifest, _reference(servable), published_from=origin)
 
 
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Hold back what torch's exporter says of itself: nothing there is for the user to act on."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)  # otherwise four lines that torchvision is not installed
-    with warnings.catch_warnings():
-        # All inputs share one batch size, so it has one name; the exporter warns for the second input.
-        warnings.filterwarnings("ignore", message="# The axis name: batch will not be used")
-        # torch 2.13 copies a class that it has deprecated itself.
-        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        try:
-            yield
-        finally:
-            log.setLevel(level)
+def _publish(
+    draft: Draft, program: ExportedProgram, manifest: Manifest, reference: Render, **origin: Any
+) -> Artifact:
+    graph_file = draft.path / GRAPH_FILE
+    write_model(to_onnx(program, list(manifest.graph_inputs)), graph_file)
+    session, levels = check_graph_file(graph_file, manifest, reference)
+    facts = _export_facts(graph_file, manifest, levels)
+    return seal(draft, session, replace(manifest, export=facts | origin))
 
 
 def _manifest_of(snapshot: Snapshot, name: str, version: int, licence: str) -> Manifest:
@@ -122,10 +176,62 @@ def _manifest_of(snapshot: Snapshot, name: str, version: int, licence: str) -> M
     )
 
 
-def _example_rows(manifest: Manifest) -> tuple[Tensor, ...]:
-    latents = torch.randn(_TRACE_ROWS, manifest.z_dim, generator=torch.Generator().manual_seed(0))
-    rows = (latents, torch.ones(_TRACE_ROWS))
-    return (*rows, torch.zeros(_TRACE_ROWS, dtype=torch.int64)) if manifest.num_classes else rows
+def _check_eval(module: nn.Module) -> None:
+    for path, one in module.named_modules():
+        if one.training:
+            raise InvalidValue(
+                f"module must be in eval mode, {path or 'it'} ({type(one).__name__}) is in training mode: "
+                "call module.eval() first"
+            )
+
+
+def _answer(servable: Servable, rows: Rows) -> Any:
+    """The module's own answer [N, …] for `rows`. Raises GraphRefused saying what its forward did."""
+    tensors = rows_of(servable, rows.latents, rows.class_idx, rows.truncation_psi)
+    try:
+        with torch.no_grad():
+            return servable.images(*tensors).numpy()
+    except GraphRefused:
+        raise
+    except Exception as error:  # whatever the module's forward raises
+        given = ", ".join(f"{list(one.shape)}" for one in tensors)
+        raise GraphRefused(f"{failure(error)} (it was called with {given})") from None
+
+
+def _check_count(images: FloatImages) -> None:
+    if len(images) != _TRACE_ROWS:
+        raise GraphRefused(
+            f"the module must give an image a row, for {_TRACE_ROWS} rows it gives {len(images)}: "
+            "use z.shape[0] and -1 in its forward"
+        )
+
+
+def _cautions(servable: Servable, manifest: Manifest) -> list[str]:
+    """What is doubtful in the images of `servable`. Raises GraphRefused for a range that cannot be meant."""
+    rows = Rows.sample(manifest)
+    images = nhwc(_answer(servable, rows), servable.layout)[0]  # [N, H, W, C]
+    cautions = check_values(images, servable.value_range)
+    if servable.truncation != "none":
+        untruncated = replace(rows, truncation_psi=np.ones_like(rows.truncation_psi))
+        if np.array_equal(nhwc(_answer(servable, untruncated), servable.layout)[0], images):
+            cautions.append("truncation_psi changes nothing: the output does not depend on it")
+    return cautions
+
+
+def _reference(servable: Servable) -> Render:
+    """Pixels of the module's own answer in eager torch, made apart from what is traced."""
+
+    def render(*rows: Any) -> Any:
+        latents, class_idx, truncation_psi = rows
+        asked = Rows(latents=latents, class_idx=class_idx, truncation_psi=truncation_psi)
+        return to_pixels(nhwc(_answer(servable, asked), servable.layout)[0], servable.value_range)
+
+    return render
+
+
+def _program(servable: Servable, manifest: Manifest) -> ExportedProgram:
+    rows = Rows.sample(manifest, _TRACE_ROWS)
+    return trace(folded(servable), rows_of(servable, rows.latents, rows.class_idx, rows.truncation_psi))
 
 
 def _export_facts(graph_file: Path, manifest: Manifest, levels: int) -> dict[str, Any]:

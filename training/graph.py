@@ -1,12 +1,13 @@
 """What an ONNX file promises before it is run: no random node, no node that trains, a free batch size.
 
-Reads the graph with the `onnx` package; nothing is executed. What only shows when it runs is
+Reads and writes the graph with the `onnx` package; nothing is executed. What only shows when it runs is
 checked in `training.promises`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import onnx
@@ -14,6 +15,8 @@ from google.protobuf.message import Message
 
 from training.errors import GraphRefused
 
+MAX_BYTES: Final = 2**31 - 1
+"""What protobuf can hold in one message, and so the largest artifact of one file."""
 RANDOM_OPS: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
@@ -44,6 +47,21 @@ def strip_trace(model: onnx.ModelProto) -> None:
         for field in ("metadata_props", "doc_string"):
             if field in message.DESCRIPTOR.fields_by_name:
                 message.ClearField(field)
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write `model` as one file, equal models as equal bytes. Raises GraphRefused if it is too large."""
+    if model.ByteSize() > MAX_BYTES:
+        raise GraphRefused(too_large("the graph", model.ByteSize()))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def too_large(what: str, size: int) -> str:
+    """The sentence for more bytes than MAX_BYTES."""
+    return (
+        f"{what} must have at most {MAX_BYTES:,} bytes, protobuf's limit for one file, it has {size:,}: "
+        "bring a smaller generator, or the same in float16"
+    )
 
 
 def messages_of(message: Message) -> Iterator[Message]:

@@ -13,8 +13,10 @@ import numpy as np
 import onnx
 
 from models.golden import Golden, Render
-from models.manifest import Manifest
+from models.manifest import GOLDEN_FILE, Manifest
 from models.sampling import MAX_SEED, latents_from_seeds
+from models.store import Artifact, Draft
+from training.card import CARD_FILE, PREVIEW_FILE, write_card
 from training.graph import check_graph
 from training.graph_session import GraphSession
 from training.grid import DEFAULT_COLUMNS, save_grid
@@ -43,6 +45,14 @@ def check_graph_file(
         for size in batch_sizes(manifest)
     ]
     return session, max(differences)
+
+
+def seal(draft: Draft, session: GraphSession, manifest: Manifest) -> Artifact:
+    """Write golden rows, preview and card beside the checked graph of `draft`, and publish it."""
+    golden_rows(session.render_many, manifest).save(draft.path / GOLDEN_FILE)
+    save_preview(draft.path / PREVIEW_FILE, session.render_many, manifest)
+    write_card(draft.path / CARD_FILE, manifest)
+    return draft.publish(manifest)
 
 
 def golden_rows(render: Render, manifest: Manifest) -> Golden:

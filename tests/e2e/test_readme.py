@@ -105,7 +105,7 @@ def test_the_curl_commands_save_images(shipped: Server, tmp_path: Path) -> None:
     assert (tmp_path / "images.zip").read_bytes()[:2] == b"PK"
 
 
-@pytest.mark.parametrize("containing", ["np.load", "tritonclient"])
+@pytest.mark.parametrize("containing", ["np.load", "tritonclient", "training.export"])
 def test_a_python_example_prints_what_its_comment_says(
     shipped: Server, tmp_path: Path, containing: str
 ) -> None:

@@ -29,7 +29,7 @@ from training.__main__ import main
 from training.errors import GraphRefused
 from training.graph_session import GraphSession
 from training.importing import Choices, import_graph
-from training.importing.evidence import check_values
+from training.pixels import check_values
 from training.verify import render_artifact, verify
 
 ROOT = Path(__file__).parents[2]
@@ -575,14 +575,14 @@ def not_a_number() -> onnx.ModelProto:
         (Foreign().model(), {"z_dim": 9}, "--z-dim must be 8, the width of z (float Nx8), got 9"),
         (Foreign(layout="flat").model(), {}, "the output must be images with 1 or 3 channels in dimension 1 "
          "(NCHW) or 3 (NHWC), its shape is [N, 72]"),
-        (Foreign(layout="flat").model(), {"layout": "NCHW"}, "the output must have rank 4 for --layout NCHW"),
+        (Foreign(layout="flat").model(), {"layout": "NCHW"}, "must have rank 4 for the layout NCHW"),
         (Foreign(layout="flat").model(), {"layout": "flat:3x4x4"}, "flat:3x4x4 has 48 and the output [72] "
          "has 72"),
         (Foreign().model(), {"layout": "NHWC"}, "must have 1 (grey) or 3 (RGB) channels"),
         (Foreign(value_range="0,255").model(), {}, "must be in the range -1,1, but the values of 64 seeds "
          "are between"),
-        (Foreign().model(), {"value_range": "0,255"}, "all would be black; give --range -1,1"),
-        (Foreign().model(), {"value_range": "0,1"}, "give --range -1,1"),
+        (Foreign().model(), {"value_range": "0,255"}, "all would be black; give the range -1,1"),
+        (Foreign().model(), {"value_range": "0,1"}, "give the range -1,1"),
         (not_a_number(), {}, "the output must be finite, seed 0 gives NaN or infinity"),
     ],
 )  # fmt: skip
@@ -612,8 +612,8 @@ def test_a_number_of_classes_that_is_not_in_the_graph_is_asked_for(tmp_path: Pat
 @pytest.mark.parametrize(
     ("choices", "sentence"),
     [
-        ({"value_range": "0,2"}, "--range must be one of -1,1; 0,1; 0,255, got '0,2'"),
-        ({"layout": "CHW"}, "--layout must be NCHW, NHWC or flat:CxHxW (such as flat:3x64x64), got 'CHW'"),
+        ({"value_range": "0,2"}, "range must be one of -1,1; 0,1; 0,255, got '0,2'"),
+        ({"layout": "CHW"}, "layout must be NCHW, NHWC or flat:CxHxW (such as flat:3x64x64), got 'CHW'"),
         (
             {"num_classes": 3, "class_names": ("a",)},
             "--class-names must be one name for each of the 3 classes",
@@ -700,7 +700,7 @@ def test_external_data_that_is_missing_or_too_large_is_refused(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("images", "value_range", "caution"),
     [
-        (np.linspace(0, 1, 4 * 3 * 4), "-1,1", "none below 0: if 0 is black, import again with --range 0,1"),
+        (np.linspace(0, 1, 4 * 3 * 4), "-1,1", "none below 0: if 0 is black, the range is 0,1"),
         (np.linspace(-1.1, 1.1, 4 * 3 * 4), "-1,1", "of them outside the range -1,1: they are clamped"),
         (np.tile(np.linspace(-1, 1, 12), 4), "-1,1", "4 seeds give one image"),
         (np.linspace(-1, 1, 4 * 3 * 4), "-1,1", None),

@@ -1,7 +1,7 @@
 """The foreign file as it came, run on ONNX Runtime: the truth that the wrapped graph is held to.
 
-Feeds it in its own names, dtypes and batch size, and makes pixels of its answer in NumPy, apart from the
-nodes that `training.importing.wrapping` adds. Also finds the node that is to blame when a promise breaks.
+Feeds it in its own names, dtypes and batch size; the pixels of its answer are made in NumPy, apart from
+the nodes that `training.importing.wrapping` adds. Also finds the node that is to blame when a promise breaks.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from models.errors import DamagedArtifact
 from models.golden import Render
 from training.errors import GraphRefused
 from training.graph_session import open_session
-from training.importing.interface import FLOATS, RANGES, TO_NHWC, Choices, Interface
+from training.importing.interface import FLOATS, Interface
+from training.pixels import nhwc, to_pixels
 from training.promises import Rows
 
-FloatImages = npt.NDArray[np.float32]
-_FEW_OUTSIDE: Final = 0.01
-_MANY_OUTSIDE: Final = 0.25
 _DYNAMIC_EXPORT: Final = (
     "Export it with a dynamic batch: dynamic_shapes (or dynamic_axes) for dimension 0 of each input, "
     "and x.shape[0] or -1 in views"
@@ -87,41 +85,7 @@ class ForeignGraph:
         return feed
 
 
-def nhwc(answer: npt.NDArray[Any], choices: Choices) -> tuple[FloatImages, str]:
-    """Return the answer as float images [N, H, W, C], and its layout. Raises GraphRefused naming the flag."""
-    layout = choices.layout or _layout_of(answer)
-    images = answer
-    if choices.flat_sizes is not None:
-        count = int(np.prod(answer.shape[1:]))
-        if int(np.prod(choices.flat_sizes)) != count:
-            raise GraphRefused(
-                f"--layout must have as many numbers as an image of the output, {layout} has "
-                f"{int(np.prod(choices.flat_sizes))} and the output {list(answer.shape[1:])} has {count}"
-            )
-        images = answer.reshape(-1, *choices.flat_sizes)
-    elif answer.ndim != 4:
-        raise GraphRefused(
-            f"the output must have rank 4 for --layout {layout}, its shape is {list(answer.shape)}: "
-            "give --layout flat:CxHxW"
-        )
-    images = images.transpose(TO_NHWC[layout.partition(":")[0]]).astype(np.float32)
-    if images.shape[-1] not in (1, 3):
-        raise GraphRefused(
-            f"an image must have 1 (grey) or 3 (RGB) channels, the output {list(answer.shape)} has "
-            f"{images.shape[-1]} with --layout {layout}"
-        )
-    return images, layout
-
-
-def to_pixels(images: FloatImages, value_range: str) -> npt.NDArray[np.uint8]:
-    """Return images [N, H, W, C] uint8 of floats in `value_range`."""
-    low, high = RANGES[value_range]
-    levels = (images - np.float32(low)) * np.float32(255 / (high - low))
-    pixels: npt.NDArray[np.uint8] = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
-    return pixels
-
-
-def reference_render(graph: ForeignGraph, choices: Choices, value_range: str) -> Render:
+def reference_render(graph: ForeignGraph, layout: str, value_range: str) -> Render:
     """A function that makes the pixels of rows from the foreign file as it came."""
 
     def render(
@@ -130,45 +94,9 @@ def reference_render(graph: ForeignGraph, choices: Choices, value_range: str) ->
         truncation_psi: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.uint8]:
         rows = Rows(latents=latents, class_idx=class_idx, truncation_psi=truncation_psi)
-        return to_pixels(nhwc(graph.run(rows), choices)[0], value_range)
+        return to_pixels(nhwc(graph.run(rows), layout)[0], value_range)
 
     return render
-
-
-def check_values(images: FloatImages, value_range: str) -> list[str]:
-    """Hold float images against the range they were said to have; return cautions, in sentences.
-
-    Raises GraphRefused for values that are not finite, and where the range cannot be meant.
-    """
-    if not np.isfinite(images).all():
-        row = int(np.argwhere(~np.isfinite(images))[0][0])
-        raise GraphRefused(
-            f"the output must be finite, seed {row} gives NaN or infinity: was the file made of a trained "
-            "generator, and in a precision that holds its values?"
-        )
-    low, high = RANGES[value_range]
-    least, most = float(images.min()), float(images.max())
-    seen = f"the values of {len(images)} seeds are between {least:.3g} and {most:.3g}"
-    slack = 0.02 * (high - low)
-    outside = float(np.mean((images < low - slack) | (images > high + slack)))
-    if outside > _MANY_OUTSIDE:
-        raise GraphRefused(
-            f"the output must be in the range {value_range}, but {seen}, {outside:.0%} of them outside: "
-            f"give --range {_fitting_range(least, most)}, or add the scaling to the generator"
-        )
-    if value_range == "0,255" and most <= 2:
-        raise GraphRefused(
-            f"the output must be in the range {value_range}, but {seen}: all would be black; "
-            f"give --range {_fitting_range(least, most)}"
-        )
-    cautions = []
-    if outside > _FEW_OUTSIDE:
-        cautions.append(f"{seen}, {outside:.1%} of them outside the range {value_range}: they are clamped")
-    if value_range == "-1,1" and least >= 0 and most > 0.5:
-        cautions.append(f"{seen}, none below 0: if 0 is black, import again with --range 0,1")
-    if len(images) > 1 and np.array_equal(images, np.broadcast_to(images[:1], images.shape)):
-        cautions.append(f"{len(images)} seeds give one image: the output does not depend on the latents")
-    return cautions
 
 
 def check_free(model: onnx.ModelProto, interface: Interface, rows: Rows) -> None:
@@ -238,24 +166,6 @@ def _same_rows(one: npt.NDArray[Any], two: npt.NDArray[Any]) -> bool:
 def one_line(text: str) -> str:
     """An error of ONNX Runtime in one line of bearable length."""
     return " ".join(text.split())[:400]
-
-
-def _layout_of(answer: npt.NDArray[Any]) -> str:
-    if answer.ndim == 4 and answer.shape[1] in (1, 3):
-        return "NCHW"
-    if answer.ndim == 4 and answer.shape[3] in (1, 3):
-        return "NHWC"
-    shape = ", ".join(["N", *map(str, answer.shape[1:])])
-    raise GraphRefused(
-        f"the output must be images with 1 or 3 channels in dimension 1 (NCHW) or 3 (NHWC), its shape is "
-        f"[{shape}]: give --layout NCHW, NHWC or flat:CxHxW, or another --output"
-    )
-
-
-def _fitting_range(least: float, most: float) -> str:
-    if most > 2:
-        return "0,255"
-    return "0,1" if least >= -0.05 else "-1,1"
 
 
 def _failure(error: Exception) -> str:

@@ -5,7 +5,6 @@ Refuses to own: running the graph (`training.importing.evidence`), changing it (
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Self
@@ -16,19 +15,11 @@ from onnx import TensorProto
 from models.errors import InvalidValue, show
 from models.sampling import Prior
 from training.errors import GraphRefused
+from training.pixels import check_layout, check_range
 
 FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 INTEGERS: Final = (TensorProto.INT64, TensorProto.INT32)
-RANGES: Final[dict[str, tuple[float, float]]] = {
-    "-1,1": (-1.0, 1.0),
-    "0,1": (0.0, 1.0),
-    "0,255": (0.0, 255.0),
-}
-DEFAULT_RANGE: Final = "-1,1"
-TO_NHWC: Final = {"NCHW": (0, 2, 3, 1), "NHWC": (0, 1, 2, 3), "flat": (0, 2, 3, 1)}
-"""Order of the axes that makes [N, H, W, C] of each layout."""
 _UNCHANGED: Final = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-_FLAT = re.compile(r"flat:([1-9]\d{0,4})x([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +31,7 @@ class Choices:
     truncation_input: str | None = None
     output: str | None = None
     value_range: str | None = None
-    """What black and white are in the output: one of RANGES."""
+    """What black and white are in the output: one of `training.pixels.RANGES`."""
     layout: str | None = None
     """"NCHW", "NHWC" or "flat:CxHxW"."""
     prior: Prior = "normal"
@@ -50,23 +41,15 @@ class Choices:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.value_range is not None and self.value_range not in RANGES:
-            raise InvalidValue(f"--range must be one of {'; '.join(RANGES)}, got {show(self.value_range)}")
-        if self.layout not in (None, "NCHW", "NHWC") and _FLAT.fullmatch(self.layout or "") is None:
-            raise InvalidValue(
-                f"--layout must be NCHW, NHWC or flat:CxHxW (such as flat:3x64x64), got {show(self.layout)}"
-            )
+        if self.value_range is not None:
+            check_range(self.value_range)
+        if self.layout is not None:
+            check_layout(self.layout)
         if self.num_classes is not None and self.class_names and self.num_classes != len(self.class_names):
             raise InvalidValue(
                 f"--class-names must be one name for each of the {self.num_classes} classes, "
                 f"got {len(self.class_names)}"
             )
-
-    @property
-    def flat_sizes(self) -> tuple[int, int, int] | None:
-        """(C, H, W) of a flat layout."""
-        match = _FLAT.fullmatch(self.layout or "")
-        return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 @dataclass(frozen=True)

@@ -15,34 +15,30 @@ import onnx
 from onnx import TensorProto
 
 from models.golden import Render
-from models.manifest import GOLDEN_FILE, GRAPH_FILE, Manifest, Truncation
+from models.manifest import GRAPH_FILE, Manifest, Truncation
 from models.sampling import latents_from_seeds
 from models.store import Artifact, Store
-from training.card import CARD_FILE, PREVIEW_FILE, write_card
 from training.errors import GraphRefused
-from training.graph import check_nodes, opset_of, strip_trace
+from training.graph import check_nodes, opset_of, strip_trace, write_model
 from training.graph_session import ONNXRUNTIME_VERSION
 from training.importing.batch import fold_shapes, free_batch, prune
 from training.importing.evidence import (
     ForeignGraph,
     check_free,
-    check_values,
     mixing_node,
-    nhwc,
     reference_render,
 )
-from training.importing.interface import DEFAULT_RANGE, Choices, Interface, find_interface, find_output
+from training.importing.interface import Choices, Interface, find_interface, find_output
 from training.importing.reading import (
-    MAX_BYTES,
     ForeignFile,
     modern,
     plain_text,
     read_foreign,
-    too_large,
 )
 from training.importing.wrapping import wrap
+from training.pixels import DEFAULT_RANGE, check_values, nhwc
 from training.promises import MAX_DIFFERENCE_LEVELS, Rows, batch_sizes
-from training.proof import check_graph_file, golden_rows, save_preview
+from training.proof import check_graph_file, seal
 
 _PRECISIONS: Final = ((TensorProto.FLOAT16, "fp16"), (TensorProto.DOUBLE, "fp64"))
 
@@ -79,11 +75,11 @@ def import_graph(
         original, free = _free(foreign, interface, choices)
         fold_shapes(free, interface)
 
-        images, layout = nhwc(original.run(_few_rows(interface, choices)), choices)
+        images, layout = nhwc(original.run(_few_rows(interface, choices)), choices.layout)
         value_range = choices.value_range or _default_range(interface)
         manifest = _manifest_of(name, draft.version, interface, choices, licence, images.shape)
-        cautions = check_values(nhwc(original.run(Rows.sample(manifest)), choices)[0], value_range)
-        reference = reference_render(original, choices, value_range)
+        cautions = check_values(nhwc(original.run(Rows.sample(manifest)), layout)[0], value_range)
+        reference = reference_render(original, layout, value_range)
         if interface.truncation_psi is not None:
             manifest = replace(manifest, truncation=_kind_of_truncation(reference, manifest))
 
@@ -99,10 +95,7 @@ def import_graph(
         manifest = replace(
             manifest, export=_export_facts(graph, manifest, levels) | {"imported_from": origin}
         )
-        golden_rows(session.render_many, manifest).save(draft.path / GOLDEN_FILE)
-        save_preview(draft.path / PREVIEW_FILE, session.render_many, manifest)
-        write_card(draft.path / CARD_FILE, manifest)
-        return Imported(draft.publish(manifest), cautions)
+        return Imported(seal(draft, session, manifest), cautions)
 
 
 def _free(
@@ -179,9 +172,7 @@ def _write(graph: onnx.ModelProto, path: Path) -> None:
     strip_trace(graph)
     graph.producer_name, graph.graph.name = plain_text(graph.producer_name), "imported"
     graph.ClearField("domain")
-    if graph.ByteSize() > MAX_BYTES:
-        raise GraphRefused(too_large("the wrapped graph", graph.ByteSize()))
-    path.write_bytes(graph.SerializeToString(deterministic=True))
+    write_model(graph, path)
 
 
 def _origin(foreign: ForeignFile, interface: Interface, value_range: str, layout: str) -> dict[str, Any]:

@@ -21,10 +21,8 @@ from onnx import TensorProto
 from models.errors import show
 from models.store import sha256_of
 from training.errors import GraphRefused
-from training.graph import messages_of, nodes_of, opset_of
+from training.graph import MAX_BYTES, messages_of, nodes_of, opset_of, too_large
 
-MAX_BYTES: Final = 2**31 - 1
-"""What protobuf can hold in one message, and so the largest artifact of one file."""
 MIN_OPSET: Final = 9
 """Older graphs are converted to it: OneHot begins there."""
 KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -85,14 +83,6 @@ def modern(model: onnx.ModelProto) -> onnx.ModelProto:
             f"the graph is of opset {opset} and cannot be converted to {MIN_OPSET}: "
             f"{plain_text(str(error))}. Export it again with opset {MIN_OPSET} or later"
         ) from None
-
-
-def too_large(what: str, size: int) -> str:
-    """The sentence for more bytes than MAX_BYTES."""
-    return (
-        f"{what} must have at most {MAX_BYTES:,} bytes, protobuf's limit for one file, it has {size:,}: "
-        "bring a smaller generator, or the same in float16"
-    )
 
 
 def plain_text(text: str) -> str:

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from models.manifest import Manifest
 from training.graph import opset_of
 from training.importing.batch import BATCH_AXIS
-from training.importing.interface import FLOATS, RANGES, TO_NHWC, Interface, Port
+from training.importing.interface import FLOATS, Interface, Port
+from training.pixels import RANGES, axes_to_nhwc
 
 _FOREIGN = "imported/"
 
@@ -95,9 +96,7 @@ class _Nodes:
         if layout.startswith("flat"):
             shape = np.array([-1, channels, height, width], dtype=np.int64)
             value = self._add("Reshape", [value, self._constant(shape)])
-        self.nodes.append(
-            helper.make_node("Transpose", [value], ["images"], perm=TO_NHWC[layout.partition(":")[0]])
-        )
+        self.nodes.append(helper.make_node("Transpose", [value], ["images"], perm=axes_to_nhwc(layout)))
 
     def _rounded(self, value: str) -> str:
         """Clamp to 0..255 and round to the nearest level, halves to even, with what the graph's opset has."""
