@@ -56,15 +56,23 @@ def _train(options: argparse.Namespace) -> int:
         import torch
 
         from training.data import open_dataset
+        from training.device import choose_device, device_name
         from training.loop import train
 
         if options.threads is not None:
             torch.set_num_threads(options.threads)
+        device = choose_device(options.device)
         dataset = open_dataset(options.data, config.img_resolution)
         print(f"data: {dataset.name} {dataset.digest[:12]}, {len(dataset)} images")
+        print(f"device: {device_name(device)}")
         print("config:", *(f"{name}={value}" for name, value in config.to_dict().items()), flush=True)
         state = train(
-            config, dataset, RunFolder(options.run_dir), tick_kimg=options.tick_kimg, should_stop=stop
+            config,
+            dataset,
+            RunFolder(options.run_dir),
+            tick_kimg=options.tick_kimg,
+            device=device,
+            should_stop=stop,
         )
     if stop():
         print(f"stopped at {state.cur_nimg / 1000:g} kimg; the same command goes on from there", flush=True)
@@ -200,6 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--seed", metavar="S", help="seed of the run (default: the preset's)")
     train.add_argument("--threads", metavar="N", type=_positive_int, help="CPU threads (default: torch's)")
+    train.add_argument(
+        "--device", default="auto", help="auto (default: cuda where there is one), cpu, cuda or cuda:N"
+    )
     train.add_argument(
         "--set", metavar="FIELD=VALUE", action="append", default=[], help="set a field of the config"
     )

@@ -18,6 +18,7 @@ from models.sampling import check_seed
 Objective = Literal["minimax", "nonsaturating", "least_squares", "wasserstein", "hinge", "relativistic"]
 OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
 PenaltyForm = Literal["exact", "finite_difference"]
+Precision = Literal["fp32", "bf16"]
 Network = Literal["mlp", "dcgan", "residual"]
 NETWORKS: Final[tuple[Network, ...]] = get_args(Network)
 Augmentation = Literal["color", "translation", "cutout"]
@@ -41,6 +42,8 @@ class TrainConfig:
     """Equal parts that a batch is computed in: less memory, the same mean of gradients."""
     d_steps: int = 1
     """Steps of D, each on fresh reals and latents, before a step of G."""
+    precision: Precision = "fp32"
+    """What the networks compute in; weights, losses and penalties are fp32 with either."""
 
     network: Network = "dcgan"
     """Family of the pair: see `training.networks`."""

@@ -21,8 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.errors import InvalidValue, show
 from training.augment import NO_AUGMENT, Augment
-from training.config import TrainConfig
+from training.config import Precision, TrainConfig
 from training.data import Dataset
+from training.device import CPU, check_precision
 from training.ema import update_ema
 from training.errors import RunError
 from training.grid import grid_columns, save_grid
@@ -82,12 +83,21 @@ class Batch:
     """Further randomness of these rows."""
 
 
+def computed(network: nn.Module, *inputs: Tensor | None, precision: Precision) -> Tensor:
+    """What `network` makes of `inputs`, as float32; the way there may be bf16."""
+    device_type = next(network.parameters()).device.type
+    with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
+        output: Tensor = network(*inputs)
+    return output.float()
+
+
 def discriminator_phase(
     state: TrainState,
     losses: Losses,
     microbatches: Sequence[Batch],
     weights: PenaltyWeights = NO_PENALTIES,
     augment: Augment = NO_AUGMENT,
+    precision: Precision = "fp32",
 ) -> Figures:
     """Phase 1: D takes one step on the mean loss of equal `microbatches`, and G is frozen."""
     advance_power_iteration(state.D)
@@ -95,8 +105,8 @@ def discriminator_phase(
     parts = []
     for batch in microbatches:
         with frozen(state.G), torch.no_grad():
-            fakes = state.G(batch.z, batch.class_idx)  # [N, …]
-        loss, figures = _judge(state.D, losses, batch, fakes, weights, augment)  # [N]
+            fakes = computed(state.G, batch.z, batch.class_idx, precision=precision)  # [N, …]
+        loss, figures = _judge(state.D, losses, batch, fakes, weights, augment, precision)  # [N]
         (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         parts.append(figures)
     state.D_optimizer.step()
@@ -104,17 +114,24 @@ def discriminator_phase(
 
 
 def generator_phase(
-    state: TrainState, losses: Losses, microbatches: Sequence[Batch], augment: Augment = NO_AUGMENT
+    state: TrainState,
+    losses: Losses,
+    microbatches: Sequence[Batch],
+    augment: Augment = NO_AUGMENT,
+    precision: Precision = "fp32",
 ) -> Figures:
     """Phase 2: G takes one step on the mean loss of equal `microbatches`, their z fresh, and D is frozen."""
     state.G_optimizer.zero_grad(set_to_none=True)
     parts = []
     for batch in microbatches:
         with frozen(state.D):
-            fakes = augment(state.G(batch.z, batch.class_idx), batch.draws)  # [N, …]
-            fake_logits = real_logits = state.D(fakes, batch.class_idx)  # [N]
-            if losses.paired:  # another objective does not look at the reals' logits; any [N] will do
-                real_logits = state.D(augment(batch.reals, batch.draws), batch.class_idx)
+            fakes = computed(state.G, batch.z, batch.class_idx, precision=precision)  # [N, …]
+            fakes = augment(fakes, batch.draws)
+            fake_logits = computed(state.D, fakes, batch.class_idx, precision=precision)  # [N]
+            real_logits = fake_logits  # an objective that is not paired does not look at them
+            if losses.paired:
+                reals = augment(batch.reals, batch.draws)
+                real_logits = computed(state.D, reals, batch.class_idx, precision=precision)  # [N]
             loss = losses.G(real_logits, fake_logits)  # [N]
             (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # the same
         parts.append({"G_loss": loss.detach()})
@@ -123,22 +140,30 @@ def generator_phase(
 
 
 def _judge(
-    D: nn.Module, losses: Losses, batch: Batch, fakes: Tensor, weights: PenaltyWeights, augment: Augment
+    D: nn.Module,
+    losses: Losses,
+    batch: Batch,
+    fakes: Tensor,
+    weights: PenaltyWeights,
+    augment: Augment,
+    precision: Precision,
 ) -> tuple[Tensor, Figures]:
     """D's loss with its penalties [N], and its figures.
 
-    Penalties are of the samples as they are; without augmentation they share the loss's forward pass.
+    Penalties are of the samples as they are, in fp32. Without augmentation R1 and R2 share the loss's
+    forward pass, which then is fp32 too: that is cheaper than a pass of each precision.
     """
+    shared = (weights.r1 > 0 or weights.r2 > 0) and not augment
 
-    def logits_of(samples: Tensor) -> Tensor:
-        logits: Tensor = D(samples, batch.class_idx)
-        return logits
+    def logits_of(samples: Tensor, precision: Precision = "fp32") -> Tensor:
+        return computed(D, samples, batch.class_idx, precision=precision)
 
     reals, sigma = batch.reals, weights.sigma
     reals.requires_grad_(weights.r1 > 0 and not sigma)
     fakes.requires_grad_(weights.r2 > 0 and not sigma)
-    real_logits = logits_of(augment(reals, batch.draws))  # [N]
-    fake_logits = logits_of(augment(fakes, batch.draws))  # [N]
+    precision = "fp32" if shared else precision
+    real_logits = logits_of(augment(reals, batch.draws), precision)  # [N]
+    fake_logits = logits_of(augment(fakes, batch.draws), precision)  # [N]
     loss = losses.D(real_logits, fake_logits)  # [N]
     figures = {"D_loss": loss, "D_real_logit": real_logits, "D_fake_logit": fake_logits}
     if losses.probabilities is not None:
@@ -146,13 +171,11 @@ def _judge(
         figures["D_real_probability"], figures["D_fake_probability"] = probabilities
 
     def slope(logits: Tensor, samples: Tensor) -> Tensor:
-        if augment:
+        if not shared:
             logits = logits_of(samples)
         if not sigma:
             return squared_slope(logits, samples)
-        return finite_difference_slope(
-            logits_of, logits, samples, batch.draws.normal(*samples.shape[1:]), sigma
-        )
+        return finite_difference_slope(logits_of, logits, samples, batch.draws.noise_like(samples), sigma)
 
     if weights.r1 > 0:
         figures["r1_penalty"] = slope(real_logits, reals)  # [N]
@@ -193,9 +216,11 @@ class Trainer:
         for cur_nimg in range(state.cur_nimg, state.cur_nimg + config.iteration_nimg, config.batch_size):
             D_batches = [self._discriminator_batch(cur_nimg, rows) for rows in self._microbatches]
             weights = penalty_weights(cur_nimg, config)
-            D_figures.append(discriminator_phase(state, self._losses, D_batches, weights, augment))
+            D_figures.append(
+                discriminator_phase(state, self._losses, D_batches, weights, augment, config.precision)
+            )
         G_batches = [self._generator_batch(*pair) for pair in zip(D_batches, self._microbatches, strict=True)]
-        G_figures = generator_phase(state, self._losses, G_batches, augment)
+        G_figures = generator_phase(state, self._losses, G_batches, augment, config.precision)
         state.cur_nimg += config.iteration_nimg
         update_ema(state.G_ema, state.G, ema_beta(state.cur_nimg, config))
         return _joined(D_figures) | G_figures
@@ -220,7 +245,7 @@ class Trainer:
 
     def _draws(self, cur_nimg: int, phase: Phase, rows: slice) -> RowDraws:
         stream = generator_at(self.config.seed, cur_nimg, phase)
-        return RowDraws(stream, self.config.batch_size, rows)
+        return RowDraws(stream, self.config.batch_size, rows, self.state.device)
 
 
 def split_rows(count: int, parts: int) -> list[slice]:
@@ -266,6 +291,7 @@ def train(
     run: RunFolder,
     *,
     tick_kimg: float,
+    device: torch.device = CPU,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Train in `run` until `config.total_kimg`, or until `should_stop` says so between two iterations.
@@ -274,10 +300,11 @@ def train(
     line of metrics and a grid. Raises RunError for a folder of another run, or a loss that is not finite.
     """
     run.open(config, dataset.facts())
-    state = TrainState.fresh(config, dataset.shape)
+    check_precision(config.precision, device)
+    state = TrainState.fresh(config, dataset.shape, device)
     if run.snapshot_file.exists():
         state.load_dict(load_snapshot(run.snapshot_file).state)
-    trainer = Trainer(config, DatasetReals(dataset, config.seed), state)
+    trainer = Trainer(config, DatasetReals(dataset, config.seed, device), state)
     tick_nimg = max(round(tick_kimg * 1000), 1)
     with Progress(config.total_nimg, state.cur_nimg) as progress:
         if state.cur_nimg:

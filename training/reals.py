@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from training.data import DataOrder, Dataset, DataShape
+from training.device import CPU
 from training.streams import RowDraws
 
 
@@ -38,17 +39,18 @@ class Reals(Protocol):
 
 
 class DatasetReals:
-    """The images of a data set, in an order that is drawn from (seed, epoch)."""
+    """The images of a data set, all of them on `device`, in an order that is drawn from (seed, epoch)."""
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: Dataset, seed: int, device: torch.device = CPU) -> None:
         self.shape = dataset.shape
         self._order = DataOrder(len(dataset), seed)
-        self._images = torch.from_numpy(dataset.images)  # [N, C, R, R] uint8
-        self._class_idx = None if dataset.class_idx is None else torch.from_numpy(dataset.class_idx)  # [N]
+        self._images = torch.from_numpy(dataset.images).to(device)  # [N, C, R, R] uint8
+        class_idx = dataset.class_idx
+        self._class_idx = None if class_idx is None else torch.from_numpy(class_idx).to(device)  # [N]
 
     def batch(self, cur_nimg: int, count: int) -> tuple[Tensor, Tensor | None]:
         """Images [count, C, R, R] in [-1, 1], channels last in memory, and their classes [count]."""
-        rows = torch.from_numpy(self._order.rows(cur_nimg, count))
+        rows = torch.from_numpy(self._order.rows(cur_nimg, count)).to(self._images.device)
         images = self._images[rows].to(torch.float32) / 127.5 - 1.0  # [N, C, R, R] in [-1, 1]
         reals = images.contiguous(memory_format=torch.channels_last)
         return reals, None if self._class_idx is None else self._class_idx[rows]

@@ -96,7 +96,7 @@ class ServableGenerator(Servable):
 def render_seeds(G: Generator, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Return the images [N, R, R, C] uint8 that `seeds` name, each in its default class, psi 1.
 
-    `G` is used in eval mode and left in the mode it came in.
+    `G` is used where it is, in eval mode, and left in the mode it came in.
     """
     was_training = G.training
     render = torch_render(G)
@@ -112,8 +112,8 @@ def render_seeds(G: Generator, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
 
 
 def torch_render(G: Generator) -> Render:
-    """Return a function that renders rows of NumPy arrays through `G` in eager torch, in eval mode."""
-    servable = ServableGenerator(G).eval()
+    """Return a function that renders rows of NumPy arrays in eager torch, through `G` where it is, in eval."""
+    servable, device = ServableGenerator(G).eval(), next(G.parameters()).device
 
     @torch.no_grad()
     def render(
@@ -121,9 +121,8 @@ def torch_render(G: Generator) -> Render:
         class_idx: npt.NDArray[np.int64],
         truncation_psi: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.uint8]:
-        images: npt.NDArray[np.uint8] = servable(
-            *rows_of(servable, latents, class_idx, truncation_psi)
-        ).numpy()
+        rows = [row.to(device) for row in rows_of(servable, latents, class_idx, truncation_psi)]
+        images: npt.NDArray[np.uint8] = servable(*rows).cpu().numpy()
         return images
 
     return render

@@ -20,6 +20,7 @@ import torch
 
 from training.config import TrainConfig
 from training.data.dataset import DataShape
+from training.device import CPU
 from training.environment import environment
 from training.errors import RunError
 from training.networks import Discriminator, Generator, build_generator, build_pair
@@ -42,11 +43,11 @@ class TrainState:
     """Seconds spent training, all sessions of the run together."""
 
     @classmethod
-    def fresh(cls, config: TrainConfig, shape: DataShape) -> TrainState:
-        """The state at image 0: a function of the config and the data's shape."""
+    def fresh(cls, config: TrainConfig, shape: DataShape, device: torch.device = CPU) -> TrainState:
+        """The state at image 0: a function of the config and the data's shape, whatever the device."""
         G, D = build_pair(config, shape)
         for network in (G, D):  # 11-15 % faster convolutions on a CPU
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub for it
+            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
         betas = (config.adam_beta1, config.adam_beta2)
         return cls(
             G=G,
@@ -55,6 +56,11 @@ class TrainState:
             G_optimizer=torch.optim.Adam(G.parameters(), lr=config.G_lr, betas=betas),
             D_optimizer=torch.optim.Adam(D.parameters(), lr=config.D_lr, betas=betas),
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.G.parameters()).device
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain values only."""
@@ -106,7 +112,7 @@ def save_snapshot(path: Path, config: TrainConfig, data: dict[str, Any], state: 
         "format": FORMAT,
         "config": config.to_dict(),
         "data": data,
-        "environment": environment(),
+        "environment": environment(state.device),
         "state": state.to_dict(),
     }
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)

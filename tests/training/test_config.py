@@ -21,6 +21,8 @@ from training.presets import PRESETS, preset, train_command
             "relativistic, got 'bce'",
         ),
         ({"network": "unet"}, "network must be one of mlp, dcgan, residual, got 'unet'"),
+        ({"precision": "fp16"}, "precision must be one of fp32, bf16, got 'fp16'"),
+        ({"d_steps": "0"}, "d_steps must be between 1 and 1000, got 0"),
         ({"penalty_sigma": "0"}, "penalty_sigma must be between 0.0001 and 1, got 0.0"),
         ({"G_lr": "nan"}, "G_lr must be between 1e-09 and 1, got nan"),
         ({"adam_beta1": "1"}, "adam_beta1 must be between 0 and 0.99999, got 1.0"),

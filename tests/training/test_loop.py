@@ -149,6 +149,48 @@ def test_equal_microbatches_give_the_gradient_of_the_whole_batch_where_rows_do_n
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("weights", "D_dtypes"),
+    [
+        (NO_PENALTIES, {torch.bfloat16}),
+        (PenaltyWeights(r1=1.0), {torch.float32}),
+        (PenaltyWeights(r2=1.0, sigma=0.05), {torch.float32}),
+        (PenaltyWeights(gp=1.0), {torch.bfloat16, torch.float32}),
+    ],
+)
+def test_in_bf16_penalties_losses_and_weights_are_fp32(
+    weights: PenaltyWeights, D_dtypes: set[torch.dtype]
+) -> None:
+    state = TrainState.fresh(toy_config(), toy_dataset().shape)
+    seen: dict[str, list[torch.dtype]] = {"G": [], "D": []}
+    for name, network in (("G", state.G.first), ("D", state.D.blocks)):
+        network.register_forward_hook(lambda _, __, x, name=name: seen[name].append(x.dtype))
+
+    figures = discriminator_phase(state, LOSS, [_batch()], weights, precision="bf16")
+
+    assert set(seen["G"]) == {torch.bfloat16}
+    assert set(seen["D"]) == D_dtypes
+    if weights.gp:  # reals and fakes in bf16, what lies between them in fp32
+        assert seen["D"] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    figures |= generator_phase(state, LOSS, [_batch()], precision="bf16")
+    assert seen["D"][-1] == torch.bfloat16
+    assert {values.dtype for values in figures.values()} == {torch.float32}
+    gradients = [p.grad for network in (state.G, state.D) for p in network.parameters() if p.grad is not None]
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+def test_a_penalty_in_bf16_is_that_of_fp32_to_the_last_digits() -> None:
+    in_bf16, in_fp32 = _state(), _state()
+    weights = PenaltyWeights(r1=1.0)
+
+    figures = [
+        discriminator_phase(state, LOSS, [_batch()], weights, precision=precision)["r1_penalty"]
+        for state, precision in ((in_bf16, "bf16"), (in_fp32, "fp32"))
+    ]
+
+    assert torch.equal(*figures)  # of the reals: no bf16 on the way to them
+
+
 def test_a_figure_that_few_iterations_have_is_their_mean() -> None:
     averages = TickAverages()
     for figures in ({"a": [1.0, 3.0], "b": [10.0, 20.0]}, {"a": [5.0, 7.0]}, {"a": [0.0, 2.0]}):
