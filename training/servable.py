@@ -112,7 +112,7 @@ def render_seeds(G: Generator, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
 
 
 def torch_render(G: Generator) -> Render:
-    """Return a function that renders rows of NumPy arrays in eager torch, through `G` where it is, in eval."""
+    """Return a function that renders rows of NumPy arrays through `G`, in eager torch and eval mode."""
     servable, device = ServableGenerator(G).eval(), next(G.parameters()).device
 
     @torch.no_grad()
