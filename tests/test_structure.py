@@ -59,10 +59,12 @@ def test_the_top_level_is_as_named() -> None:
     assert {name for name in top if not name.startswith(".")} <= named
 
 
-def test_nothing_is_unpickled() -> None:
+def test_nothing_is_unpickled_unasked() -> None:
     for package in MAY_IMPORT:
         for file in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.export.load":
+                    assert file == ROOT / "training/importing/archive.py"  # comes after --trust
                 if isinstance(node, ast.Call) and ast.unparse(node.func) in (
                     "pickle.load",
                     "pickle.loads",

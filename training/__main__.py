@@ -121,6 +121,7 @@ def _import(options: argparse.Namespace) -> int:
         version=options.version,
         choices=choices,
         licence=options.licence,
+        trust=options.trust,
     )
     for caution in imported.cautions:
         print(f"gantrain: caution: {caution}", file=sys.stderr)
@@ -223,9 +224,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--licence", default="unknown", help="SPDX name of the weights' licence (unknown)")
     _add_store(export)
 
-    importer = verbs.add_parser("import", help="publish a generator trained elsewhere, brought in as ONNX")
+    importer = verbs.add_parser(
+        "import", help="publish a generator trained elsewhere, brought in as ONNX or torch.export archive"
+    )
     importer.set_defaults(verb=_import)
-    importer.add_argument("file", metavar="FILE.onnx", type=Path)
+    importer.add_argument("file", metavar="FILE.onnx|FILE.pt2", type=Path)
+    importer.add_argument(
+        "--trust", action="store_true", help="read a torch.export archive, which can run code that it brings"
+    )
     importer.add_argument("--name", required=True, help="folder and address of the model")
     importer.add_argument("--version", type=_positive_int, help="default: the highest there is plus one")
     importer.add_argument(

@@ -146,7 +146,7 @@ def _publish(
     draft: Draft, program: ExportedProgram, manifest: Manifest, reference: Render, **origin: Any
 ) -> Artifact:
     graph_file = draft.path / GRAPH_FILE
-    write_model(to_onnx(program, list(manifest.graph_inputs)), graph_file)
+    write_model(to_onnx(program, list(manifest.graph_outputs), list(manifest.graph_inputs)), graph_file)
     session, levels = check_graph_file(graph_file, manifest, reference)
     facts = _export_facts(graph_file, manifest, levels)
     return seal(draft, session, replace(manifest, export=facts | origin))

@@ -62,20 +62,19 @@ def check_program(program: ExportedProgram) -> None:
 
 
 def to_onnx(
-    program: ExportedProgram,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
+    program: ExportedProgram, output_names: Sequence[str], input_names: Sequence[str] | None = None
 ) -> onnx.ModelProto:
-    """Translate `program`. The graph tells nothing of this machine, and equal weights give equal bytes.
+    """Translate `program`. Without `input_names` its inputs keep theirs.
 
-    Raises GraphRefused for an operator that ONNX has no form of.
+    The graph tells nothing of this machine, and equal weights give equal bytes. Raises GraphRefused for an
+    operator that ONNX has no form of.
     """
     with quiet_torch():
         try:
             translated = torch.onnx.export(
                 program,
                 input_names=None if input_names is None else list(input_names),
-                output_names=["images"],
+                output_names=list(output_names),
                 dynamo=True,
                 verbose=False,
             )

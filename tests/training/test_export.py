@@ -204,7 +204,7 @@ class _AlwaysTraining(_Sketch):
 
 def _export_sketch(sketch: nn.Module, path: Path) -> Path:
     program = trace(sketch, (torch.randn(3, 8), torch.ones(3)))
-    write_model(to_onnx(program, ("latents", "truncation_psi")), path)
+    write_model(to_onnx(program, ["images"], ["latents", "truncation_psi"]), path)
     return path
 
 

@@ -626,7 +626,7 @@ def test_a_choice_that_breaks_its_rule_is_refused(choices: dict[str, object], se
     assert sentence in str(refused.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"not onnx", b"PK\x03\x04 a checkpoint", b"\x80\x02}q\x00."])
+@pytest.mark.parametrize("content", [b"", b"not onnx", b"PK\x03\x04 a checkpoint"])
 def test_a_file_that_is_no_onnx_is_refused_with_the_way_to_one(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "g.pt"
     path.write_bytes(content)

@@ -7,6 +7,7 @@ the nodes that `training.importing.wrapping` adds. Also finds the node that is t
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import numpy as np
@@ -29,28 +30,26 @@ _DYNAMIC_EXPORT: Final = (
 _FAILED_NODE = re.compile(r"running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 
 
-class ForeignGraph:
-    """Runs a graph that has the inputs and the output of `interface`.
+class Foreign(ABC):
+    """Runs what has the inputs and the output of `interface`.
 
-    `batch` is the one batch size that it can run, None for any. Raises GraphRefused if it does not load.
+    `batch` is the one batch size that it can run, None for any.
     """
 
-    def __init__(
-        self, model: onnx.ModelProto, interface: Interface, batch: int | None, *, fuse: bool = True
-    ) -> None:
-        try:
-            self._session = open_session(model.SerializeToString(), "the graph", fuse=fuse)
-        except DamagedArtifact as error:
-            raise GraphRefused(one_line(str(error))) from None
+    def __init__(self, interface: Interface, batch: int | None) -> None:
+        self.batch = batch
         self._interface = interface
-        self._batch = batch
+
+    @abstractmethod
+    def answer(self, feed: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """One run: the output for inputs by name."""
 
     def run(self, rows: Rows) -> npt.NDArray[Any]:
         """The output for `rows`, first axis N where the graph keeps its word.
 
-        Raises GraphRefused naming the node that fails.
+        Raises GraphRefused saying what fails.
         """
-        batch = self._batch or len(rows.latents)
+        batch = self.batch or len(rows.latents)
         answers = []
         for first in range(0, len(rows.latents), batch):
             part = rows[slice(first, first + batch)]
@@ -60,7 +59,7 @@ class ForeignGraph:
                 for name, values in self.feed(part).items()
             }
             try:
-                (answer,) = self._session.run([self._interface.output.name], feed)
+                answer = self.answer(feed)
             except Exception as error:  # ONNX Runtime's errors share no base class of their own
                 raise GraphRefused(f"the graph cannot run {batch} rows at once, {_failure(error)}") from None
             answers.append(answer[:count] if count < batch else answer)
@@ -85,7 +84,24 @@ class ForeignGraph:
         return feed
 
 
-def reference_render(graph: ForeignGraph, layout: str, value_range: str) -> Render:
+class ForeignGraph(Foreign):
+    """Runs a graph. Raises GraphRefused if it does not load."""
+
+    def __init__(
+        self, model: onnx.ModelProto, interface: Interface, batch: int | None, *, fuse: bool = True
+    ) -> None:
+        super().__init__(interface, batch)
+        try:
+            self._session = open_session(model.SerializeToString(), "the graph", fuse=fuse)
+        except DamagedArtifact as error:
+            raise GraphRefused(one_line(str(error))) from None
+
+    def answer(self, feed: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        (values,) = self._session.run([self._interface.output.name], feed)
+        return np.asarray(values)
+
+
+def reference_render(graph: Foreign, layout: str, value_range: str) -> Render:
     """A function that makes the pixels of rows from the foreign file as it came."""
 
     def render(

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from models.errors import InvalidValue
 from models.golden import Render
 from models.manifest import GRAPH_FILE, Manifest, Truncation
 from models.sampling import latents_from_seeds
@@ -31,6 +32,7 @@ from training.importing.evidence import (
 from training.importing.interface import Choices, Interface, find_interface, find_output
 from training.importing.reading import (
     ForeignFile,
+    is_archive,
     modern,
     plain_text,
     read_foreign,
@@ -59,21 +61,24 @@ def import_graph(
     version: int | None = None,
     choices: Choices | None = None,
     licence: str = "unknown",
+    trust: bool = False,
 ) -> Imported:
-    """Publish the generator in the ONNX file at `path` as `name` in `store`.
+    """Publish the generator in the ONNX file or `torch.export` archive at `path` as `name` in `store`.
 
+    `trust` allows an archive to be read, which can run code that it brings.
     Raises GraphRefused for a file that cannot be served, naming the node or the flag that is the way out,
     InvalidValue for a choice that does not fit, and what `Store.draft` raises.
     """
     choices = choices or Choices()
     with store.draft(name, version) as draft:
-        foreign = read_foreign(path)
+        foreign = _read(path, trust)
         output = find_output(foreign.model, choices)
         prune(foreign.model, output.name)
         check_nodes(foreign.model)
         interface = find_interface(foreign.model, output, choices)
-        original, free = _free(foreign, interface, choices)
+        batch, free = _free(foreign, interface, choices)
         fold_shapes(free, interface)
+        original = foreign.runner(interface, batch)
 
         images, layout = nhwc(original.run(_few_rows(interface, choices)), choices.layout)
         value_range = choices.value_range or _default_range(interface)
@@ -98,10 +103,21 @@ def import_graph(
         return Imported(seal(draft, session, manifest), cautions)
 
 
-def _free(
-    foreign: ForeignFile, interface: Interface, choices: Choices
-) -> tuple[ForeignGraph, onnx.ModelProto]:
-    """The file as it came, ready to run, and its graph with a free batch.
+def _read(path: Path, trust: bool) -> ForeignFile:
+    if not is_archive(path):
+        return read_foreign(path)
+    if not trust:
+        raise InvalidValue(
+            f"{path.name} is an archive of torch.export, and reading it can run code that it brings: "
+            "give --trust if you trust who made it"
+        )
+    from training.importing.archive import read_archive  # needs torch
+
+    return read_archive(path)
+
+
+def _free(foreign: ForeignFile, interface: Interface, choices: Choices) -> tuple[int | None, onnx.ModelProto]:
+    """The one batch size that the file can run (None: any), and its graph with a free batch.
 
     Raises GraphRefused where it cannot run at all, or not at any batch size.
     """
@@ -113,7 +129,7 @@ def _free(
     if interface.static_batch is not None:
         free_batch(free, interface, interface.static_batch)
         check_free(free, interface, rows)
-        return static, free
+        return interface.static_batch, free
     try:
         check_free(foreign.model, interface, rows)
     except GraphRefused as refusal:  # a free input, and a fixed batch inside: the file speaks for one row
@@ -122,8 +138,8 @@ def _free(
             check_free(free, interface, rows)
         except GraphRefused:
             raise refusal from None
-        return static, free
-    return ForeignGraph(foreign.model, interface, None), free
+        return 1, free
+    return None, free
 
 
 def _few_rows(interface: Interface, choices: Choices) -> Rows:

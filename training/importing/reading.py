@@ -7,6 +7,7 @@ Refuses to own: what the graph means (`training.importing.interface`).
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from models.errors import show
 from models.store import sha256_of
 from training.errors import GraphRefused
 from training.graph import MAX_BYTES, messages_of, nodes_of, opset_of, too_large
+from training.importing.evidence import Foreign, ForeignGraph
+from training.importing.interface import Interface
 
 MIN_OPSET: Final = 9
 """Older graphs are converted to it: OneHot begins there."""
@@ -31,6 +34,10 @@ KNOWN_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _NOT_ONNX: Final = (
     "a checkpoint (.pt, .pth, .pkl, .safetensors, .h5) must be exported first, "
     "for example with torch.onnx.export"
+)
+_PUBLISH: Final = (
+    "a network is code. Load the weights into your own module (torch.load with weights_only=True) and "
+    "publish that with training.export.publish, or export it with torch.onnx.export"
 )
 
 
@@ -44,6 +51,10 @@ class ForeignFile:
     sha256: str
     external_data: dict[str, str]
     """sha256 of each file of weights beside it, by name."""
+
+    def runner(self, interface: Interface, batch: int | None) -> Foreign:
+        """What gives the answers that the file itself means."""
+        return ForeignGraph(self.model, interface, batch)
 
 
 def read_foreign(path: Path) -> ForeignFile:
@@ -67,6 +78,24 @@ def read_foreign(path: Path) -> ForeignFile:
         model = _without_functions(model)
     _drop_weights_from_inputs(model)
     return ForeignFile(model=model, name=path.name, sha256=sha256_of(path), external_data=external_data)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file is what `torch.export.save` writes. Raises GraphRefused for torch's other formats."""
+    with path.open("rb") as file:
+        pickled = file.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    names = set()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            whole = min((one.header_offset for one in archive.infolist()), default=1) == 0
+            names = {part for name in archive.namelist() for part in (name, name.partition("/")[2]) if whole}
+    if "constants.pkl" in names:
+        raise GraphRefused(
+            f"{path.name} is TorchScript, which is not read: export the module with torch.onnx.export"
+        )
+    if pickled or "data.pkl" in names:
+        raise GraphRefused(f"{path.name} is a pickle of torch, a state dict or a module: {_PUBLISH}")
+    return bool({"archive_format", "serialized_exported_program.json"} & names)
 
 
 def modern(model: onnx.ModelProto) -> onnx.ModelProto:
