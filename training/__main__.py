@@ -20,6 +20,7 @@ from models.store import Store
 from training.config import TrainConfig
 from training.errors import GraphRefused, MissingExtra, TrainingError
 from training.interrupt import StopRequest
+from training.log import said_at_the_prompt
 from training.presets import PRESETS, preset
 from training.run_folder import RunFolder
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
     options = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
-        code: int = options.verb(options)
+        with said_at_the_prompt():
+            code: int = options.verb(options)
     except (ContractError, TrainingError) as error:
         return _fail(str(error), 1 if isinstance(error, DamagedArtifact | GraphRefused) else 2)
     except ModuleNotFoundError as error:
@@ -72,6 +74,7 @@ def _train(options: argparse.Namespace) -> int:
             RunFolder(options.run_dir),
             tick_kimg=options.tick_kimg,
             device=device,
+            override=options.override,
             should_stop=stop,
         )
     if stop():
@@ -148,9 +151,9 @@ def _grid(options: argparse.Namespace) -> int:
     seeds = SeedRanges.parse(options.seeds)
     if "/" in options.source or Path(options.source).is_dir():  # no model's name has a slash
         from training.servable import render_seeds
-        from training.snapshot import load_snapshot
+        from training.snapshot import load_newest
 
-        G = load_snapshot(RunFolder(Path(options.source)).snapshot_file).generator()
+        G = load_newest(RunFolder(Path(options.source))).generator()
         images, num_classes = render_seeds(G, seeds), G.num_classes
     else:
         from training.verify import render_artifact
@@ -214,6 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--set", metavar="FIELD=VALUE", action="append", default=[], help="set a field of the config"
+    )
+    train.add_argument(
+        "--override", action="store_true", help="go on although the settings changed; the run's log says so"
     )
 
     export = verbs.add_parser("export", help="publish a run's G_ema as an artifact of a store")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
+import numpy as np
 import torch
 
 from training.device import CPU, device_name
@@ -16,5 +17,6 @@ def environment(device: torch.device = CPU) -> dict[str, Any]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),  # a TorchVersion would not load with weights_only
+        "numpy": np.__version__,  # its permutations are the order of the data
         "python": platform.python_version(),
     }

@@ -3,6 +3,7 @@
     TrainingError
     ├── DataError        a data set is missing, unreadable or not what the run needs
     ├── RunError         a run folder cannot be used, or the run cannot go on
+    │   └── DamagedSnapshot  a snapshot cannot be read
     ├── GraphRefused     a graph breaks a promise of serving; the message says the way out
     └── MissingExtra     a verb needs packages that are not installed
 
@@ -21,6 +22,10 @@ class DataError(TrainingError):
 
 class RunError(TrainingError):
     """A run folder cannot be used, or the run cannot go on."""
+
+
+class DamagedSnapshot(RunError):
+    """A snapshot cannot be read: cut off, bits flipped, or never one."""
 
 
 class GraphRefused(TrainingError):

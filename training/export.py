@@ -45,7 +45,7 @@ from training.promises import Rows, batch_sizes
 from training.proof import check_graph_file, seal
 from training.run_folder import RunFolder
 from training.servable import Call, Servable, ServableGenerator, call_module, rows_of, torch_render
-from training.snapshot import Snapshot, load_snapshot
+from training.snapshot import Snapshot, load_newest
 from training.tracing import failure, to_onnx, trace
 
 _TRACE_ROWS: Final = 3  # at least 2: an example batch of 1 would be taken for a constant
@@ -59,7 +59,7 @@ def export_run(
     Raises RunError for a run without a snapshot, GraphRefused when a check fails, and what
     `Store.draft` raises for a bad name or a version that is there.
     """
-    snapshot = load_snapshot(run.snapshot_file)
+    snapshot = load_newest(run)
     with store.draft(name, version) as draft:
         manifest = _manifest_of(snapshot, name, draft.version, licence)
         G = snapshot.generator()

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from training.files import atomic_file
+
 DEFAULT_COLUMNS = 10
 
 
@@ -32,6 +34,5 @@ def save_grid(path: Path, images: npt.NDArray[np.uint8], columns: int, scale: in
     picture = Image.fromarray(canvas[..., 0] if canvas.shape[-1] == 1 else canvas)
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    temporary = path.with_name(f".{path.name}")
-    picture.save(temporary, format="PNG")
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        picture.save(file, format="PNG")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,10 +37,11 @@ from training.penalties import (
 )
 from training.progress import Progress
 from training.reals import DatasetReals, Reals
+from training.resume import open_run
 from training.run_folder import RunFolder
 from training.schedules import augment_at, ema_beta, lr_scale, penalty_weights
 from training.servable import render_seeds
-from training.snapshot import TrainState, load_snapshot, save_snapshot
+from training.snapshot import TrainState, save_snapshot
 from training.streams import Phase, RowDraws, generator_at
 
 GRID_ROWS = 8
@@ -254,37 +254,6 @@ def split_rows(count: int, parts: int) -> list[slice]:
     return [slice(first, first + count // parts) for first in range(0, count, count // parts)]
 
 
-class TickAverages:
-    """Means of the figures since the last tick, summed as tensors: no wait for a device in an iteration.
-
-    A figure that only some iterations have (a lazy penalty) is the mean of those.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: Counter[str] = Counter()
-        self._iterations = 0
-        self._began_s = time.monotonic()
-
-    def add(self, figures: Figures) -> None:
-        for name, values in figures.items():
-            mean = values.mean()
-            self._sums[name] = self._sums[name] + mean if name in self._sums else mean
-            self._counts[name] += 1
-        self._iterations += 1
-
-    def row(self, state: TrainState, iteration_nimg: int) -> dict[str, Any]:
-        """One line of `metrics.jsonl`; `state.train_s` grows by the tick's length."""
-        tick_s = time.monotonic() - self._began_s
-        state.train_s += tick_s
-        return {
-            "cur_nimg": state.cur_nimg,
-            **{name: float(total) / self._counts[name] for name, total in self._sums.items()},
-            "images_per_s": round(self._iterations * iteration_nimg / tick_s, 1),
-            "train_s": round(state.train_s, 1),
-        }
-
-
 def train(
     config: TrainConfig,
     dataset: Dataset,
@@ -292,55 +261,78 @@ def train(
     *,
     tick_kimg: float,
     device: torch.device = CPU,
+    override: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Train in `run` until `config.total_kimg`, or until `should_stop` says so between two iterations.
 
-    Goes on from the folder's snapshot if there is one. Each tick, and the end, leaves a snapshot, a
-    line of metrics and a grid. Raises RunError for a folder of another run, or a loss that is not finite.
+    Goes on from the folder's snapshot if there is one. Each tick leaves a line of metrics, a grid and a
+    snapshot; a stop leaves a snapshot. Raises RunError for a folder of another run (`override` goes on all
+    the same) or in use, for a loss that is not finite, and where nothing can be written.
     """
-    run.open(config, dataset.facts())
     check_precision(config.precision, device)
-    state = TrainState.fresh(config, dataset.shape, device)
-    if run.snapshot_file.exists():
-        state.load_dict(load_snapshot(run.snapshot_file).state)
-    trainer = Trainer(config, DatasetReals(dataset, config.seed, device), state)
-    tick_nimg = max(round(tick_kimg * 1000), 1)
-    with Progress(config.total_nimg, state.cur_nimg) as progress:
-        if state.cur_nimg:
-            progress.say(f"going on from {state.cur_nimg / 1000:g} kimg")
-        while state.cur_nimg < config.total_nimg and not should_stop():
-            tick_end_nimg = min((state.cur_nimg // tick_nimg + 1) * tick_nimg, config.total_nimg)
-            row = _run_tick(trainer, tick_end_nimg, progress, should_stop)
-            _finish_tick(config, dataset, run, state, row)
-            progress.tick(row)
+    with run.held():
+        state = open_run(config, dataset, run, device, override=override)
+        trainer = Trainer(config, DatasetReals(dataset, config.seed, device), state)
+        tick_nimg = max(round(tick_kimg * 1000), 1)
+        maintenance_s = 0.0
+        with Progress(config.total_nimg, state.cur_nimg) as progress:
+            while state.cur_nimg < config.total_nimg and not should_stop():
+                tick_end_nimg = min((state.cur_nimg // tick_nimg + 1) * tick_nimg, config.total_nimg)
+                _play(trainer, tick_end_nimg, progress, should_stop)
+                began_s = time.monotonic()
+                with _telling_what_is_kept(run):
+                    if state.cur_nimg >= tick_end_nimg:
+                        row = _leave_tick(run, state, dataset.num_classes, maintenance_s)
+                        progress.tick(row)
+                    save_snapshot(run, config, dataset.facts(), state)
+                maintenance_s = time.monotonic() - began_s
     return state
 
 
-def _run_tick(
-    trainer: Trainer, tick_end_nimg: int, progress: Progress, should_stop: Callable[[], bool]
-) -> dict[str, Any]:
-    """Play iterations, at least one, until the tick's end or a stop. Returns the tick's line of metrics."""
-    averages = TickAverages()
-    iteration_nimg = trainer.config.iteration_nimg
+def _play(trainer: Trainer, tick_end_nimg: int, progress: Progress, should_stop: Callable[[], bool]) -> None:
+    """Play iterations, at least one, until the tick's end or a stop."""
+    state, iteration_nimg = trainer.state, trainer.config.iteration_nimg
+    began_nimg, began_s = state.cur_nimg, time.monotonic()
     while True:
-        averages.add(trainer.run_iteration())
+        state.averages.add(trainer.run_iteration())
         progress.advance(iteration_nimg)
-        if trainer.state.cur_nimg >= tick_end_nimg or should_stop():
-            return averages.row(trainer.state, iteration_nimg)
+        if state.cur_nimg >= tick_end_nimg or should_stop():
+            break
+    seconds = time.monotonic() - began_s
+    state.averages.add_time(state.cur_nimg - began_nimg, seconds)
+    state.train_s += seconds
 
 
-def _finish_tick(
-    config: TrainConfig, dataset: Dataset, run: RunFolder, state: TrainState, row: dict[str, Any]
-) -> None:
-    """Leave what a tick leaves; a state that is not finite never replaces a good snapshot."""
+def _leave_tick(run: RunFolder, state: TrainState, num_classes: int, maintenance_s: float) -> dict[str, Any]:
+    """Leave the line of metrics and the grid of a tick, and return the line."""
+    row = {
+        "cur_nimg": state.cur_nimg,
+        **state.averages.take_row(),
+        "train_s": round(state.train_s, 1),
+        "maintenance_s": round(maintenance_s, 3),  # of the tick before: this one's is not over
+    }
     if not all(math.isfinite(value) for value in row.values()):
         raise RunError(
             f"the losses are not finite at {state.cur_nimg / 1000:g} kimg; the snapshot before is kept. "
             "Try a lower G_lr and D_lr in a new run folder"
         )
-    save_snapshot(run.snapshot_file, config, dataset.facts(), state)
     run.append_metrics(row)
-    columns = grid_columns(dataset.num_classes)
-    seeds = range(columns * GRID_ROWS)
-    save_grid(run.grid_file(state.cur_nimg), render_seeds(state.G_ema, seeds), columns)
+    columns = grid_columns(num_classes)
+    images = render_seeds(state.G_ema, range(columns * GRID_ROWS))
+    save_grid(run.grid_file(state.cur_nimg), images, columns)
+    return row
+
+
+@contextmanager
+def _telling_what_is_kept(run: RunFolder) -> Iterator[None]:
+    """Turn a failure to write into a sentence that says what a resume goes on from."""
+    try:
+        yield
+    except OSError as error:
+        files = run.snapshot_files()
+        kept = f"{files[0].name} is kept" if files else "there is no snapshot yet"
+        raise RunError(
+            f"{error.filename or run.path} cannot be written: {error.strerror}; {kept}. "
+            "Make room, and the same command goes on from there"
+        ) from error

@@ -52,6 +52,21 @@ def ema_beta(cur_nimg: int, config: TrainConfig) -> float:
     return float(0.5 ** (config.iteration_nimg / half_life_nimg)) if half_life_nimg > 0 else 0.0
 
 
+def needs_total(config: TrainConfig) -> str | None:
+    """Return which schedule of images before the end depends on `total_kimg`, or None where none does.
+
+    Every schedule here that reads `total_nimg` is named here: a run may grow where there is none.
+    """
+    falls = config.lr_decay_start < 1
+    if falls and config.lr_floor < 1:
+        return f"the learning rates' cosine of lr_decay_start {config.lr_decay_start:g} ends there"
+    if falls and config.gamma_floor < 1 and config.r1_gamma + config.r2_gamma > 0:
+        return f"γ falls to gamma_floor {config.gamma_floor:g} there"
+    if config.augment and config.augment_rampup > 0:
+        return f"augmentation grows over its share augment_rampup {config.augment_rampup:g}"
+    return None
+
+
 def _falling_to(floor: float, cur_nimg: int, config: TrainConfig) -> float:
     """1 up to `lr_decay_start` of the run, then a cosine down to `floor` at its end and beyond."""
     knee_nimg = config.lr_decay_start * config.total_nimg

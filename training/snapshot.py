@@ -2,17 +2,19 @@
 
 A snapshot holds all that the next iteration reads: config, data facts, both networks, G_ema,
 both optimizers, cur_nimg. The random streams and the order of the data are functions of
-cur_nimg and need no saving. Written under a temporary name and renamed, so the file is a whole
-one at any moment; read with `weights_only=True`, so nothing in it can run.
+cur_nimg and need no saving. The file is what `torch.save` writes, with the sha256 of that behind it:
+torch alone takes a flipped bit for a weight. It is read with `weights_only=True`, so nothing in it can
+run. A run folder keeps two.
 """
 
 from __future__ import annotations
 
 import copy
-import os
+import hashlib
+import io
+import logging
 import pickle
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +24,16 @@ from training.config import TrainConfig
 from training.data.dataset import DataShape
 from training.device import CPU
 from training.environment import environment
-from training.errors import RunError
+from training.errors import DamagedSnapshot, RunError
+from training.files import atomic_file
 from training.networks import Discriminator, Generator, build_generator, build_pair
+from training.run_folder import RunFolder
+from training.watch import TickAverages
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+
+_log = logging.getLogger(__name__)
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
 
 
 @dataclass(kw_only=True)
@@ -41,6 +49,8 @@ class TrainState:
     """Real images shown."""
     train_s: float = 0.0
     """Seconds spent training, all sessions of the run together."""
+    averages: TickAverages = field(default_factory=TickAverages)
+    """The figures of the tick that is not over yet."""
 
     @classmethod
     def fresh(cls, config: TrainConfig, shape: DataShape, device: torch.device = CPU) -> TrainState:
@@ -67,18 +77,26 @@ class TrainState:
         return {
             "cur_nimg": self.cur_nimg,
             "train_s": self.train_s,
-            **{name: getattr(self, name).state_dict() for name in _WITH_STATE},
+            "averages": self.averages.to_dict(),
+            **{name: getattr(self, name).state_dict() for name in _NETWORKS},
+            **{name: getattr(self, name).state_dict()["state"] for name in _OPTIMIZERS},
         }
 
     def load_dict(self, values: dict[str, Any]) -> None:
         """Take over what `to_dict` gave."""
-        for name in _WITH_STATE:
+        for name in _NETWORKS:
             getattr(self, name).load_state_dict(values[name])
+        for name in _OPTIMIZERS:  # their moments: learning rates and betas are always the config's
+            optimizer = getattr(self, name)
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": values[name], "param_groups": groups})
         self.cur_nimg = values["cur_nimg"]
         self.train_s = values["train_s"]
+        self.averages.load_dict(values["averages"])
 
 
-_WITH_STATE: Final = ("G", "D", "G_ema", "G_optimizer", "D_optimizer")
+_NETWORKS: Final = ("G", "D", "G_ema")
+_OPTIMIZERS: Final = ("G_optimizer", "D_optimizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +115,16 @@ class Snapshot:
     def cur_nimg(self) -> int:
         return int(self.state["cur_nimg"])
 
+    def restore(self, state: TrainState) -> None:
+        """Load into `state`. Raises RunError where it was made for other networks."""
+        try:
+            state.load_dict(self.state)
+        except (RuntimeError, ValueError, KeyError):  # what torch raises for other names and shapes
+            raise RunError(
+                f"the snapshot of {self.cur_nimg / 1000:g} kimg holds other networks than the config makes, "
+                "and --override cannot change them: give another --run-dir"
+            ) from None
+
     def generator(self) -> Generator:
         """Return G_ema in eval mode: what is drawn in grids and exported."""
         shape = DataShape(img_channels=self.data["img_channels"], num_classes=self.data["num_classes"])
@@ -106,45 +134,61 @@ class Snapshot:
         return G_ema.eval().requires_grad_(False)
 
 
-def save_snapshot(path: Path, config: TrainConfig, data: dict[str, Any], state: TrainState) -> None:
-    """Write a snapshot; `path` is the old file or the whole new one, at any moment."""
-    content = {
+def save_snapshot(run: RunFolder, config: TrainConfig, data: dict[str, Any], state: TrainState) -> None:
+    """Write the newest snapshot of `run`, and keep the one before it. A file is whole or not there."""
+    values = {
         "format": FORMAT,
         "config": config.to_dict(),
         "data": data,
         "environment": environment(state.device),
         "state": state.to_dict(),
     }
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    content = io.BytesIO()
+    torch.save(values, content)
+    with atomic_file(run.snapshot_file(state.cur_nimg)) as file:
+        file.write(content.getbuffer())
+        file.write(hashlib.sha256(content.getbuffer()).digest())
+    run.drop_old_snapshots()
+
+
+def load_newest(run: RunFolder) -> Snapshot:
+    """Read the newest snapshot of `run` that is whole, with a warning where it is not the newest.
+
+    Raises RunError where there is none, or one of another format.
+    """
+    damages = []
+    for path in run.snapshot_files():
+        try:
+            snapshot = load_snapshot(path)
+        except DamagedSnapshot as error:
+            damages.append(str(error))
+        else:
+            for damage in damages:
+                _log.warning("%s; the one before it is used, of %g kimg", damage, snapshot.cur_nimg / 1000)
+            return snapshot
+    if damages:
+        raise RunError(f"{'; '.join(damages)}. No snapshot of {run.path} is whole: give another --run-dir")
+    raise RunError(f"{run.path} has no snapshot: nothing was trained there yet")
 
 
 def load_snapshot(path: Path) -> Snapshot:
-    """Read a snapshot. Raises RunError if it is missing, damaged or of another format."""
+    """Read one snapshot. Raises DamagedSnapshot if it is, and RunError if it is of another format."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"{path.parent} has no {path.name}: nothing was trained there yet") from None
-    except pickle.UnpicklingError:  # torch's own text tells how to load it all the same
-        raise RunError(
-            f"{path} cannot be read as a snapshot: it is damaged, or holds more than tensors and plain values"
-        ) from None
-    except (OSError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunError(f"{path} cannot be read as a snapshot: {reason}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RunError(f"{path} must be a snapshot of format {FORMAT}")
+        bytes_read = path.read_bytes()
+    except OSError as error:
+        raise DamagedSnapshot(f"{path} cannot be read: {error.strerror}") from None
+    content, digest = bytes_read[:-_DIGEST_BYTES], bytes_read[-_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise DamagedSnapshot(f"{path} is damaged: its digest is not that of its content")
+    try:
+        values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):  # torch's own text tells how to load it all the same
+        raise RunError(f"{path} must be a snapshot: tensors and plain values, saved by torch") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise RunError(f"{path} must be a snapshot of format {FORMAT}: give another --run-dir")
     return Snapshot(
-        config=TrainConfig.from_dict(content["config"]),
-        data=content["data"],
-        environment=content["environment"],
-        state=content["state"],
+        config=TrainConfig.from_dict(values["config"]),
+        data=values["data"],
+        environment=values["environment"],
+        state=values["state"],
     )

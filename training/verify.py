@@ -71,8 +71,8 @@ def _replay_golden(artifact: Artifact, session: GraphSession) -> str:
 
 def _compare_with_run(images: npt.NDArray[np.uint8], rows: Rows, run_dir: Path) -> str:
     from training.servable import torch_render
-    from training.snapshot import load_snapshot
+    from training.snapshot import load_newest
 
-    snapshot = load_snapshot(RunFolder(run_dir).snapshot_file)
+    snapshot = load_newest(RunFolder(run_dir))
     levels = check_difference(images, rows.render(torch_render(snapshot.generator())))
     return f"run: within {levels} of 255 grey levels of G_ema at {snapshot.cur_nimg / 1000:g} kimg"

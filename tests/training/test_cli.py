@@ -2,79 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gantrain_process import gantrain, save_toy_zip, train_arguments
 from PIL import Image
 from toy_training import toy_config, toy_dataset
 
 from training.__main__ import main
 from training.loop import train
 from training.run_folder import RunFolder
-from training.snapshot import load_snapshot
-
-ROOT = Path(__file__).parents[2]
-TINY = [
-    f"--set={field}"
-    for field in (
-        "img_resolution=16",
-        "z_dim=8",
-        "class_dim=4",
-        "G_channels=8",
-        "D_channels=8",
-        "batch_size=16",
-    )
-]
+from training.snapshot import load_newest
 
 
 @pytest.fixture(scope="module")
 def data_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy data set as a user would bring it."""
-    dataset = toy_dataset()
-    path = tmp_path_factory.mktemp("data") / "halves.zip"
-    labels = []
-    with zipfile.ZipFile(path, "w") as archive:
-        for i, image in enumerate(dataset.images):
-            file = io.BytesIO()
-            Image.fromarray(image[0]).save(file, format="PNG")
-            archive.writestr(f"{i:04d}.png", file.getvalue())
-            labels.append([f"{i:04d}.png", int(dataset.class_idx[i])])
-        archive.writestr("dataset.json", json.dumps({"labels": labels}))
-    return path
-
-
-def _train_arguments(run_dir: Path, data: Path, total_kimg: float) -> list[str]:
-    return [
-        "train",
-        "--preset=fashion-mnist",
-        f"--run-dir={run_dir}",
-        f"--data={data}",
-        f"--total-kimg={total_kimg}",
-        "--tick-kimg=0.064",
-        "--threads=1",
-        *TINY,
-    ]
-
-
-def _gantrain(*arguments: str, code: str | None = None) -> subprocess.Popen[str]:
-    """Start `gantrain` (or Python `code`) as a process of its own that imports this tree."""
-    command = ["-c", code] if code is not None else ["-m", "training", *arguments]
-    return subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    return save_toy_zip(tmp_path_factory.mktemp("data") / "halves.zip")
 
 
 def test_train_export_verify_and_grid_say_what_came_out(
@@ -83,7 +31,7 @@ def test_train_export_verify_and_grid_say_what_came_out(
     run_dir, store = tmp_path / "run", tmp_path / "store"
 
     codes = [
-        main(_train_arguments(run_dir, data_zip, total_kimg=0.128)),
+        main(train_arguments(run_dir, data_zip, total_kimg=0.128)),
         main(["export", str(run_dir), "--name", "halves", "--store", str(store)]),
         main(["verify", "halves:1", "--store", str(store), "--run-dir", str(run_dir)]),
         main(["grid", str(run_dir), "--seeds", "0-5,9", "--out", str(tmp_path / "run.png")]),
@@ -109,8 +57,8 @@ def test_a_signal_leaves_a_snapshot_that_exports_and_goes_on(
     number: signal.Signals, code: int, data_zip: Path, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    arguments = _train_arguments(run.path, data_zip, total_kimg=1_000)
-    process = _gantrain(*arguments)
+    arguments = train_arguments(run.path, data_zip, total_kimg=1_000)
+    process = gantrain(*arguments)
     deadline = time.monotonic() + 60
     while not run.metrics_file.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -119,11 +67,11 @@ def test_a_signal_leaves_a_snapshot_that_exports_and_goes_on(
     printed, errors = process.communicate(timeout=60)
 
     assert (process.returncode, errors) == (code, "")
-    stopped_nimg = load_snapshot(run.snapshot_file).cur_nimg
+    stopped_nimg = load_newest(run).cur_nimg
     assert stopped_nimg > 0
     assert f"stopped at {stopped_nimg / 1000:g} kimg; the same command goes on from there" in printed
     assert main(["export", str(run.path), "--name", "halves", "--store", str(tmp_path / "store")]) == 0
-    again = _gantrain(*arguments)
+    again = gantrain(*arguments)
     try:
         assert any(f"going on from {stopped_nimg / 1000:g} kimg" in line for line in again.stdout)
     finally:
@@ -142,7 +90,7 @@ def test_verify_grid_of_an_artifact_and_presets_import_no_torch(tmp_path: Path) 
         ["presets"],
     ]
 
-    process = _gantrain(
+    process = gantrain(
         code=(
             "import sys\n"
             "from training.__main__ import main\n"
@@ -172,7 +120,7 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
         f"from training.__main__ import main\nsys.exit(main({verb!r}))"
     )
 
-    process = _gantrain(code=code)
+    process = gantrain(code=code)
     _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 2
@@ -200,7 +148,7 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
             2,
             "--data must name a folder or a zip file, got 'nowhere'",
         ),
-        (["export", "nowhere", "--name=toy"], 2, "nowhere has no snapshot.pt: nothing was trained there yet"),
+        (["export", "nowhere", "--name=toy"], 2, "nowhere has no snapshot: nothing was trained there yet"),
         (
             ["verify", "toy"],
             2,
@@ -212,7 +160,7 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
             2,
             "seeds must be ranges from low to high, got '9-1'",
         ),
-        (["grid", "./nowhere", "--out=g.png"], 2, "nowhere has no snapshot.pt"),
+        (["grid", "./nowhere", "--out=g.png"], 2, "nowhere has no snapshot"),
     ],
 )
 def test_a_mistake_is_one_sentence_on_stderr(
@@ -270,7 +218,7 @@ def test_a_damaged_artifact_fails_verify_with_exit_code_1(
 def test_a_changed_setting_in_the_same_run_folder_is_refused_by_name(
     data_zip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = _train_arguments(tmp_path, data_zip, total_kimg=0.032)
+    arguments = train_arguments(tmp_path, data_zip, total_kimg=0.032)
     assert main(arguments) == 0
 
     code = main([*arguments, "--set=G_lr=0.1"])

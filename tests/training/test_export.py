@@ -28,7 +28,7 @@ from training.promises import Rows, check_difference, check_interface, check_row
 from training.proof import check_graph_file
 from training.run_folder import RunFolder
 from training.servable import torch_render
-from training.snapshot import load_snapshot
+from training.snapshot import load_newest
 from training.tracing import to_onnx, trace
 from training.verify import render_artifact, verify
 
@@ -90,7 +90,7 @@ def test_the_graph_gives_what_torch_gives(artifact: Artifact, run: RunFolder) ->
 
     images = rows.render(session.render)
 
-    reference = rows.render(torch_render(load_snapshot(run.snapshot_file).generator()))
+    reference = rows.render(torch_render(load_newest(run).generator()))
     assert check_difference(images, reference) <= 1
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from training.config import TrainConfig
 from training.penalties import NO_PENALTIES
-from training.schedules import augment_at, ema_beta, lr_scale, penalty_weights
+from training.schedules import augment_at, ema_beta, lr_scale, needs_total, penalty_weights
 
 CONFIG = TrainConfig(
     preset="test",
@@ -130,3 +130,33 @@ def test_only_the_finite_difference_takes_a_step(form: str, sigma: float) -> Non
     config = TrainConfig(preset="test", total_kimg=1, r1_gamma=1, penalty_form=form)
 
     assert penalty_weights(0, config).sigma == sigma
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"lr_decay_start": 0.4}, "learning rates"),
+        ({"lr_decay_start": 0.4, "lr_floor": 1.0}, None),
+        ({"lr_decay_start": 1.0, "gamma_floor": 0.5}, None),
+        ({"lr_decay_start": 0.4, "lr_floor": 1.0, "gamma_floor": 0.5}, "γ falls"),
+        ({"lr_decay_start": 0.4, "lr_floor": 1.0, "gamma_floor": 0.5, "r1_gamma": 0, "r2_gamma": 0}, None),
+        ({"lr_decay_start": 1.0, "augment": "color", "augment_rampup": 0.2}, "augmentation grows"),
+        ({"lr_decay_start": 1.0, "augment": "color"}, None),
+    ],
+)
+def test_the_schedule_that_keeps_a_run_from_growing_is_named_where_there_is_one(
+    changed: dict[str, object], reason: str | None
+) -> None:
+    config = dataclasses.replace(CONFIG, **changed)
+    longer = dataclasses.replace(config, total_kimg=2 * config.total_kimg)
+
+    named = needs_total(config)
+
+    assert (named is None) == (reason is None)
+    assert reason is None or reason in named
+    schedules = [
+        [schedule(nimg, one) for nimg in range(0, 100_000, 200)]
+        for one in (config, longer)
+        for schedule in (lr_scale, penalty_weights, augment_at, ema_beta)
+    ]
+    assert (schedules[:4] == schedules[4:]) == (named is None)
