@@ -7,12 +7,15 @@ stopped, and a batch is the same however it is split. Refuses to own: files and 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from training.data import DataOrder, Dataset, DataShape
+from training.data.mixtures import Mixture
 from training.device import CPU
 from training.streams import RowDraws
 
@@ -58,3 +61,41 @@ class DatasetReals:
     def draw_classes(self, draws: RowDraws) -> Tensor | None:
         """Classes [rows] of images drawn with replacement."""
         return None if self._class_idx is None else self._class_idx[draws.integers(len(self._class_idx))]
+
+
+class MixtureReals:
+    """Points of a mixture divided by its `scale`, drawn a block at a time from (seed, block)."""
+
+    BLOCK: Final = 8192
+
+    def __init__(self, mixture: Mixture, seed: int, device: torch.device = CPU) -> None:
+        self.shape = DataShape(img_channels=0, num_classes=0, point_dim=mixture.point_dim)
+        self._device = device
+        self._mixture = mixture
+        self._seed = seed
+        self._index = -1
+        self._block = np.empty((0, mixture.point_dim), dtype=np.float32)
+
+    def batch(self, cur_nimg: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Points [count, point_dim] in units of the mixture's scale, without classes."""
+        parts = []
+        while count > 0:
+            index, first = divmod(cur_nimg, self.BLOCK)
+            part = self._block_at(index)[first : first + count]
+            parts.append(part)
+            cur_nimg += len(part)
+            count -= len(part)
+        return torch.from_numpy(np.concatenate(parts)).to(
+            self._device
+        ), None  # a copy: the caller's to change
+
+    def draw_classes(self, draws: RowDraws) -> Tensor | None:
+        """None: a mixture has no classes."""
+        return None
+
+    def _block_at(self, index: int) -> npt.NDArray[np.float32]:
+        if index != self._index:
+            stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self._seed, index))))
+            points = self._mixture.points(self.BLOCK, stream)  # [BLOCK, point_dim]
+            self._index, self._block = index, points / np.float32(self._mixture.scale)
+        return self._block
