@@ -169,7 +169,7 @@ class _Routes:
         )
         headers = {"ETag": address.etag(rendering.render_id), "Cache-Control": self._immutable}
         if matches(request, headers["ETag"]):
-            self._serving.metrics.not_modified.inc()
+            self._serving.metrics.not_modified.labels().inc()
             return Response(status_code=304, headers=headers)
         if request.method == "HEAD":
             headers["X-Model-Digest"] = sampler.artifact.digest
@@ -303,6 +303,19 @@ def _media_type_of(wanted: SampleRequest) -> str:
 # -- answers --------------------------------------------------------------------------------------
 
 
+class _ImageResponse(Response):
+    """An answer with images: Starlette's, without its way from a dict of headers to bytes."""
+
+    def __init__(self, body: bytes, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """`headers` have lower-case names."""
+        self.status_code, self.body, self.background = 200, body, None
+        self.raw_headers = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", media_type.encode()),
+            *headers,
+        ]
+
+
 def _pack(rows: Rows, files: list[bytes], wanted: SampleRequest, sampler: ModelSampler) -> bytes:
     assert sampler.rendering is not None  # it made the images
     images = named_images(sampler.artifact.manifest, rows, files)
@@ -313,13 +326,16 @@ def _answer(
     request: Request, sampler: ModelSampler, data: bytes, media_type: str, ticket: Ticket
 ) -> Response:
     rows, timing = ticket.rows, ticket.timing
-    headers = {"X-Model-Digest": sampler.artifact.digest, "Server-Timing": timing.header()}
+    facts_of(request)["timing"] = timing
+    headers = [
+        (b"x-model-digest", sampler.artifact.digest.encode()),
+        (b"server-timing", timing.header().encode()),
+    ]
     if rows.latents is None:
         seeds = seeds_text(rows.seeds.tolist())
         if len(seeds) <= _MAX_SEEDS_HEADER_BYTES:
-            headers["X-Seeds"] = seeds
-    facts_of(request).update(timing.facts())
-    return Response(data, media_type=media_type, headers=headers)
+            headers.append((b"x-seeds", seeds.encode()))
+    return _ImageResponse(data, media_type, headers)
 
 
 def _walk_mark(sampler: ModelSampler, query: WalkQuery) -> bytes | None:

@@ -125,7 +125,7 @@ class _Routes:
         write = partial(write_answer, variant, wanted.id, images, wanted.binary)
         in_loop = wanted.binary or images.nbytes <= _INLINE_BYTES
         parts, json_bytes = write() if in_loop else await serving.finish(ticket, write)
-        facts_of(request).update(ticket.timing.facts())
+        facts_of(request)["timing"] = ticket.timing
         headers = {"X-Model-Digest": sampler.artifact.digest, "Server-Timing": ticket.timing.header()}
         if json_bytes is None:
             return _Parts(parts, "application/json", headers)

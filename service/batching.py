@@ -37,12 +37,8 @@ class RowQueue(Generic[T]):
         self._ring: deque[T] = deque()
         self._next_row: dict[T, int] = {}
         self._total_rows: dict[T, int] = {}
-        self._waiting_rows = 0
-
-    @property
-    def rows(self) -> int:
+        self.rows = 0
         """Rows that wait, over all requests."""
-        return self._waiting_rows
 
     def add(self, request: T, rows: int) -> None:
         """Let `rows` rows of `request` wait. A request waits once at a time."""
@@ -51,7 +47,7 @@ class RowQueue(Generic[T]):
         self._ring.append(request)
         self._next_row[request] = 0
         self._total_rows[request] = rows
-        self._waiting_rows += rows
+        self.rows += rows
 
     def discard(self, request: T) -> int:
         """Forget the rows of `request` that were not taken yet; return how many."""
@@ -60,13 +56,13 @@ class RowQueue(Generic[T]):
         rows = self._total_rows[request] - self._next_row[request]
         self._forget(request)
         self._ring.remove(request)
-        self._waiting_rows -= rows
+        self.rows -= rows
         return rows
 
     def take(self, max_rows: int) -> list[Segment[T]]:
         """Take up to `max_rows` rows: equal shares over the requests that wait, one segment a request."""
-        room = min(max_rows, self._waiting_rows)
-        self._waiting_rows -= room
+        room = min(max_rows, self.rows)
+        self.rows -= room
         first_row: dict[T, int] = {}
         next_row: dict[T, int] = {}
         while room > 0:
@@ -141,23 +137,22 @@ class MicrobatchSize:
     than a larger one, and no more than its share of a smaller one's, so that one slow run is soon forgotten.
     """
 
-    _WEIGHT = 0.2
+    _WEIGHT: Final = 0.2
 
     def __init__(self, max_rows: int, max_s: float, buckets: Sequence[int] = ()) -> None:
         self._max_rows = max_rows
         self._max_s = max_s
         self._buckets = buckets
         self._costs_s: dict[int, float] = {}  # by bucket; without buckets that of one row
+        self.rows = max_rows
+        """How many rows a microbatch may hold now."""
 
     @property
     def row_s(self) -> float | None:
         """Measured device seconds a row (with buckets: in a full microbatch), or None before the first."""
         return self.seconds(self.rows) / self.rows if self._costs_s else None
 
-    @property
-    def rows(self) -> int:
-        if not self._costs_s:
-            return self._max_rows
+    def _rows_in_time(self) -> int:
         if not self._buckets:
             row_s = self._costs_s[1]
             return max(1, min(self._max_rows, int(self._max_s / row_s))) if row_s else self._max_rows
@@ -182,3 +177,4 @@ class MicrobatchSize:
         size, cost_s = (rows, device_s) if self._buckets else (1, device_s / rows)
         before_s = self._costs_s.get(size, cost_s)
         self._costs_s[size] = before_s + self._WEIGHT * (cost_s - before_s)
+        self.rows = self._rows_in_time()

@@ -149,7 +149,12 @@ class Dispatcher:
 
     @property
     def queued_rows(self) -> int:
-        return sum(line.queue.rows for line in self._lines) + sum(batch.rows for batch in self._replays)
+        rows = 0  # added up for each request: a generator would cost as much as all of this
+        for line in self._lines:
+            rows += line.queue.rows
+        for batch in self._replays:
+            rows += batch.rows
+        return rows
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -158,25 +163,24 @@ class Dispatcher:
 
         Raises TooLarge, Unavailable (no worker was ready yet) or Overloaded (no room in the queue).
         """
-        rows, max_bytes = ticket.rows, self._settings.max_pixel_bytes
-        pixel_bytes = len(rows) * math.prod(line.layout.img_shape)
-        if pixel_bytes > max_bytes:
+        rows, max_bytes = len(ticket.rows), self._settings.max_pixel_bytes
+        if rows * line.layout.pixel_bytes > max_bytes:
             raise TooLarge(
                 f"max_pixel_bytes is {max_bytes} bytes of pixels a request, "
-                f"got {pixel_bytes} in {len(rows)} images"
+                f"got {rows * line.layout.pixel_bytes} in {rows} images"
             )
         if line.device is None:
             raise Unavailable(f"model {self.name} is loading", retry_after_s=1)
         if line not in self._lines:
             raise Unavailable(f"{line.artifact.address} was replaced by {self.line.artifact.address}")
         queued_rows, max_rows = self.queued_rows, self._settings.max_queued_rows
-        if queued_rows + len(rows) > max_rows:
+        if queued_rows + rows > max_rows:
             raise Overloaded(
                 f"the queue of {self.name} has room for {max_rows} rows and holds "
-                f"{queued_rows}; {len(rows)} more do not fit",
+                f"{queued_rows}; {rows} more do not fit",
                 retry_after_s=self._seconds_of(queued_rows),
             )
-        line.queue.add(ticket, len(rows), ticket.priority)
+        line.queue.add(ticket, rows, ticket.priority)
         self._pump()
 
     def lingers(self, line: Line) -> bool:
@@ -502,7 +506,9 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Hand out microbatches while a worker can take one."""
-        while not self._encoders_are_full and (choice := self._next_replay() or self._next_fresh()):
+        while not self._encoders_are_full and (
+            choice := (self._replays and self._next_replay()) or self._next_fresh()
+        ):
             worker, batch = choice
             live = [segment for segment in batch.segments if not segment.request.ended]
             if live:
@@ -537,14 +543,20 @@ class Dispatcher:
         arrive meanwhile, and they would wait for one more.
         """
         waiting, cap = line.queue.rows, line.size.rows
-        able = [worker for worker in self.workers if line in worker.loaded]
-        idle = [worker for worker in able if not worker.running]
-        if idle:
-            warm = max(idle, key=lambda worker: worker.last_run)  # the weights are in its core's cache
-            return warm, line.size.fit(math.ceil(waiting / len(idle)))
+        idle, warm = 0, None
+        for worker in self.workers:
+            if not worker.running and line in worker.loaded:
+                idle += 1
+                if warm is None or worker.last_run > warm.last_run:  # the weights are in its core's cache
+                    warm = worker
+        if warm is not None:
+            return warm, line.size.fit(math.ceil(waiting / idle))
         if waiting < cap:
             return None
-        return next(((worker, cap) for worker in able if worker.free_slots and self._ends_soon(worker)), None)
+        for worker in self.workers:
+            if worker.free_slots and line in worker.loaded and self._ends_soon(worker):
+                return worker, cap
+        return None
 
     def _ends_soon(self, worker: Worker) -> bool:
         """True if `worker` will need its next microbatch now; else it is asked again when it will."""

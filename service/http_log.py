@@ -36,7 +36,10 @@ logger = logging.getLogger("ganserve.request")
 
 
 def facts_of(request: Request) -> dict[str, Any]:
-    """What will be logged of this request; handlers add to it. Always holds `request_id`."""
+    """What will be logged of this request; handlers add to it, `timing` (a Timing) too.
+
+    Always holds `request_id`.
+    """
     return facts_in(request.scope)
 
 
@@ -100,10 +103,12 @@ class RequestLog:
             self._metrics.rejected.labels(facts["code"]).inc()
         if scope["path"] not in _QUIET_PATHS and logger.isEnabledFor(logging.INFO):
             del facts["answered"]
+            timing = facts.pop("timing", None)
             line = {
                 "method": scope["method"],
                 "path": scope["path"],
                 **facts,
+                **(timing.facts() if timing is not None else {}),
                 "total_ms": round(seconds * 1000, 2),
             }
             logger.info("request", extra={"facts": line})

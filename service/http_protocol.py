@@ -25,10 +25,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.errors import show
 from service.errors import CallerLeft
-from service.http_transport import GatheringTransport
+from service.http_exchange import Exchange
 from service.settings import Settings
 
 _CONNECTION: Final = "ganserve.connection"
+_EXCHANGE: Final = "ganserve.exchange"
 _BODY_FAULT: Final = "ganserve.body_fault"
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._begun = False  # a head, in what is being taken
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        gathering: Any = GatheringTransport(transport, self.loop)
-        super().connection_made(gathering)
+        super().connection_made(transport)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -220,6 +220,7 @@ class PatientProtocol(HttpToolsProtocol):
         if self._broken is not None:
             raise ValueError(self._broken.sentence)  # stops the parser
         super().on_headers_complete()
+        self.scope[_EXCHANGE] = Exchange.of(self.cycle)  # type: ignore[typeddict-unknown-key]
         self._in_head, self._in_body = False, True
 
     def on_message_complete(self) -> None:
@@ -323,6 +324,12 @@ def connection_of(scope: Scope) -> PatientProtocol:
     """The connection that a request came on."""
     connection: PatientProtocol = scope[_CONNECTION]
     return connection
+
+
+def body_at_hand(scope: Scope) -> bytes | None:
+    """The body of a request, if all of it has come and nobody took of it; else None."""
+    exchange: Exchange = scope[_EXCHANGE]
+    return exchange.body_at_hand()
 
 
 def body_fault(scope: Scope) -> str | None:

@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from starlette.requests import Request
 from starlette.types import Message
@@ -21,7 +21,7 @@ from service.errors import (
     TooLarge,
     UnknownMediaType,
 )
-from service.http_protocol import body_fault
+from service.http_protocol import body_at_hand, body_fault
 
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}  # as zlib counts them: with gzip's header, with its own
 
@@ -54,10 +54,10 @@ async def read_bytes(request: Request, max_bytes: int, timeout_ms: int) -> bytes
     declared = header(request, b"content-length") or ""
     if declared.isdecimal() and int(declared) > max_bytes:
         raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got {declared}")
-    message = _at_hand(request)
-    if message is not None and not message.get("more_body"):  # nearly every body: no waiting, no timeout
-        return _chunk(message, 0, max_bytes)
-    body = bytearray(b"" if message is None else _chunk(message, 0, max_bytes))
+    whole = body_at_hand(request.scope)
+    if whole is not None:  # nearly every body: no waiting, no timeout
+        return _within(whole, 0, max_bytes)
+    body = bytearray()
     more = True
     async with _deadline(timeout_ms, "the body was not sent"):
         while more:
@@ -69,23 +69,15 @@ async def read_bytes(request: Request, max_bytes: int, timeout_ms: int) -> bytes
     return bytes(body)
 
 
-def _at_hand(request: Request) -> Message | None:
-    """The request's next message if it has come already, else None."""
-    step: Any = request.receive()
-    try:
-        step.send(None)
-    except StopIteration as end:
-        message: Message = end.value
-        return message
-    step.close()  # it waits, and has taken nothing
-    return None
-
-
 def _chunk(message: Message, size: int, max_bytes: int) -> bytes:
     """What `message` adds to a body of which `size` bytes came."""
     if message["type"] == "http.disconnect":
         raise CallerLeft("the caller closed the connection")
-    chunk: bytes = message.get("body", b"")
+    return _within(message.get("body", b""), size, max_bytes)
+
+
+def _within(chunk: bytes, size: int, max_bytes: int) -> bytes:
+    """`chunk`, which follows `size` bytes of a body. Raises TooLarge."""
     if size + len(chunk) > max_bytes:
         raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got more")
     return chunk

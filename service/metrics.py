@@ -6,22 +6,22 @@ right: no files shared between processes, nothing to clean up after a restart.
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -32,13 +32,70 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-_Counted = TypeVar("_Counted", Counter, Histogram)
+class Count:
+    """One series of a counter."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1.0) -> None:
+        self.value += amount
 
 
-def _quick(metric: _Counted) -> _Counted:
-    """`metric` with a `labels` that remembers: the library's makes text of every label and takes a lock."""
-    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
-    return metric
+class Distribution:
+    """One series of a histogram."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        """`bounds` are the buckets' upper ends, ascending, without infinity."""
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    @property
+    def buckets(self) -> list[tuple[str, float]]:
+        """(upper end, how many were no larger), as Prometheus wants them."""
+        ends = [*map(str, self._bounds), "+Inf"]
+        return list(zip(ends, itertools.accumulate(self._counts), strict=True))
+
+
+_Series = TypeVar("_Series", Count, Distribution)
+
+
+class Family(Collector, Generic[_Series]):
+    """A metric by its labels' values.
+
+    The client library's own checks each value, makes text of each label and takes locks: a tenth of what
+    a small request costs. One thread counts here, and the same one reads.
+    """
+
+    def __init__(
+        self, make: Callable[[], _Series], describe: Callable[..., Any], labelnames: tuple[str, ...]
+    ) -> None:
+        """`make` gives a new series, `describe(labels=…)` the library's metric that holds them all."""
+        self.labelnames = labelnames
+        self._describe = describe
+        self._series: dict[tuple[object, ...], _Series] = {}
+
+        def labels(*values: object) -> _Series:
+            return self._series.setdefault(values, make())
+
+        self.labels: Callable[..., _Series] = cache(labels)
+        if not labelnames:
+            self.labels()
+
+    def collect(self) -> Iterator[Metric]:
+        metric = self._describe(labels=self.labelnames)
+        for values, series in self._series.items():
+            texts = [str(value) for value in values]
+            if isinstance(series, Count):
+                metric.add_metric(texts, series.value)
+            else:
+                metric.add_metric(texts, series.buckets, series.sum)
+        yield metric
 
 
 @dataclass(frozen=True)
@@ -55,12 +112,15 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return _quick(Counter(f"ganserve_{name}", text, labels, registry=registry))
+        def counter(name: str, text: str, *labels: str) -> Family[Count]:
+            describe = partial(CounterMetricFamily, f"ganserve_{name}", text)
+            return self._register(Family(Count, describe, labels))
 
-        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            one = Histogram(f"ganserve_{name}", text, labels, registry=registry, buckets=buckets)
-            return _quick(one)
+        def histogram(
+            name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
+        ) -> Family[Distribution]:
+            describe = partial(HistogramMetricFamily, f"ganserve_{name}", text)
+            return self._register(Family(partial(Distribution, buckets), describe, labels))
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"ganserve_{name}", text, labels, registry=registry)
@@ -97,6 +157,10 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+
+    def _register(self, family: Family[_Series]) -> Family[_Series]:
+        self.registry.register(family)
+        return family
 
     def start_at_zero(self, model: str) -> None:
         """Have the counters of `model` that may never count, so that a rate over them is 0, not nothing."""

@@ -29,7 +29,7 @@ from service.batching import Priority
 from service.errors import InvalidField, MalformedBody, TooLarge
 from service.rows import Rows
 from service.schema import check_large_body, checked
-from service.statistics import Compute, Durations, Statistics
+from service.statistics import Compute, Statistics
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 """The HTTP header that says how many bytes of JSON come before the binary tensors, both ways."""
@@ -135,12 +135,12 @@ class Variant:
             "inference_count": statistics.rows,
             "execution_count": statistics.executions,
             "inference_stats": {
-                "success": _duration(statistics.success),
-                "fail": _duration(statistics.fail),
-                "queue": _duration(statistics.queue),
+                "success": _duration(statistics.success.count, statistics.success.seconds),
+                "fail": _duration(statistics.fail.count, statistics.fail.seconds),
+                "queue": _duration(statistics.success.count, statistics.queue_s),
                 **_compute(statistics.requests),
-                "cache_hit": _duration(Durations()),
-                "cache_miss": _duration(Durations()),
+                "cache_hit": _duration(0, 0.0),
+                "cache_miss": _duration(0, 0.0),
             },
             "batch_stats": [
                 {"batch_size": rows, **_compute(compute)}
@@ -151,14 +151,14 @@ class Variant:
 
 def _compute(compute: Compute) -> dict[str, Any]:
     return {
-        "compute_input": _duration(compute.input),
-        "compute_infer": _duration(compute.infer),
-        "compute_output": _duration(compute.output),
+        "compute_input": _duration(compute.count, compute.input_s),
+        "compute_infer": _duration(compute.count, compute.infer_s),
+        "compute_output": _duration(compute.count, compute.output_s),
     }
 
 
-def _duration(durations: Durations) -> dict[str, int]:
-    return {"count": durations.count, "ns": round(durations.seconds * 1e9)}
+def _duration(count: int, seconds: float) -> dict[str, int]:
+    return {"count": count, "ns": round(seconds * 1e9)}
 
 
 # -- requests -------------------------------------------------------------------------------------

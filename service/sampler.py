@@ -76,12 +76,14 @@ class ModelSampler:
 
     def forget(self, ticket: Ticket) -> None:
         """Let go of a ticket that ended: its rows that wait still are dropped."""
-        self.dispatcher.forget(ticket)
-        seconds, timing, statistics = ticket.seconds, ticket.timing, self.line.statistics
+        timing, statistics = ticket.timing, self.line.statistics
         if ticket.succeeded:
-            statistics.succeeded(seconds, timing.queue_s, timing.input_s, timing.device_s, timing.output_s)
+            statistics.succeeded(
+                ticket.seconds, timing.queue_s, timing.input_s, timing.device_s, timing.output_s
+            )
         else:
-            statistics.fail.add(seconds)
+            self.dispatcher.forget(ticket)
+            statistics.fail.add(ticket.seconds)
 
     def _deliver(self, portions: list[Portion]) -> None:
         """Place what one microbatch made; pixels that become files are sent to be encoded."""

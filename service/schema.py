@@ -73,12 +73,13 @@ class SampleRequest(_Request):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> SampleRequest:
-        given = [name for name in ("seed", "seeds", "latents") if getattr(self, name) is not None]
-        if len(given) != 1:
+        if (self.seed is not None) + (self.seeds is not None) + (self.latents is not None) != 1:
+            given = [name for name in ("seed", "seeds", "latents") if getattr(self, name) is not None]
             got = " and ".join(given) or "none of them"
             raise ValueError(f"exactly one of seed, seeds and latents must be given, got {got}")
         if self.n is not None and self.seed is None:
-            raise ValueError(f"n must be left out where {given[0]} is given, got {show(self.n)}")
+            other = "seeds" if self.latents is None else "latents"
+            raise ValueError(f"n must be left out where {other} is given, got {show(self.n)}")
         if self.seed is not None and self.seed + (self.n or 1) - 1 > MAX_SEED:
             raise ValueError(
                 f"seed + n - 1 must be at most {MAX_SEED}, got {show(self.seed)} + {show(self.n)} - 1"
@@ -198,7 +199,8 @@ def parse_sample_request(body: bytes, max_rows: int) -> SampleRequest:
     refused before it is looked into: this runs in the event loop.
     """
     values = _json_object(body)
-    if unknown := [name for name in values if name not in _SAMPLE_FIELDS]:
+    if not values.keys() <= _SAMPLE_FIELDS:
+        unknown = [name for name in values if name not in _SAMPLE_FIELDS]
         told = [f"{name} is not a field of this request, got {show(values[name])}" for name in unknown[:3]]
         raise InvalidField("; ".join(told))
     for name in ("seeds", "latents", "class_idx"):

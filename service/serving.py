@@ -203,15 +203,14 @@ class Serving:
             raise Unavailable("the server is draining", retry_after_s=1)
         ticket = sampler.submit(rows, fmt, priority)
         ticket.timeout_s = timeout_ms / 1000
-        loop = asyncio.get_running_loop()
-        late = DeadlineExceeded(f"timeout_ms passed: the images were not made within {timeout_ms} ms")
-        expiry = loop.call_later(timeout_ms / 1000, ticket.fail, late)
-        connection.when_lost(lambda: ticket.fail(CallerLeft("the caller closed the connection")))
+        expiry = asyncio.get_running_loop().call_later(ticket.timeout_s, _late, ticket)
+        connection.when_lost(ticket.caller_left)
         self._in_flight.add(ticket)
         try:
             await ticket.made
         except (DeadlineExceeded, CallerLeft) as error:
-            self.metrics.cancelled.labels("deadline" if error is late else "caller_left").inc()
+            stage = "caller_left" if isinstance(error, CallerLeft) else "deadline"
+            self.metrics.cancelled.labels(stage).inc()
             raise
         finally:
             expiry.cancel()
@@ -260,3 +259,8 @@ class Serving:
         for sampler in self.samplers:
             sampler.dispatcher.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
+
+
+def _late(ticket: Ticket) -> None:
+    timeout_ms = round(1000 * ticket.timeout_s)
+    ticket.fail(DeadlineExceeded(f"timeout_ms passed: the images were not made within {timeout_ms} ms"))

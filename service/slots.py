@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -59,7 +60,7 @@ class SlotLayout:
             align=True,
         )
 
-    @property
+    @cached_property
     def pixel_bytes(self) -> int:
         """Bytes of one image's pixels."""
         return math.prod(self.img_shape)

@@ -24,19 +24,21 @@ class Durations:
 
 @dataclass
 class Compute:
-    """The three parts of making rows."""
+    """How often rows were made, and what the three parts of that came to."""
 
-    input: Durations = field(default_factory=Durations)
+    count: int = 0
+    input_s: float = 0.0
     """Writing the rows' seeds, latents and parameters where the worker reads them."""
-    infer: Durations = field(default_factory=Durations)
+    infer_s: float = 0.0
     """Device time: drawing latents and running the graph."""
-    output: Durations = field(default_factory=Durations)
-    """Taking the pixels from where the worker wrote them."""
+    output_s: float = 0.0
+    """Taking the images from where the worker wrote them."""
 
     def add(self, input_s: float, device_s: float, output_s: float) -> None:
-        self.input.add(input_s)
-        self.infer.add(device_s)
-        self.output.add(output_s)
+        self.count += 1
+        self.input_s += input_s
+        self.infer_s += device_s
+        self.output_s += output_s
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Statistics:
     """Requests that got all their rows, from accepted to the last row."""
     fail: Durations = field(default_factory=Durations)
     """Requests that asked for rows and did not get them all: refused, late, left, or failed."""
-    queue: Durations = field(default_factory=Durations)
+    queue_s: float = 0.0
     """Successful requests' waiting, from accepted to their first device start."""
     requests: Compute = field(default_factory=Compute)
     """Successful requests, each with the sums over the microbatches that held its rows: device time that
@@ -62,7 +64,7 @@ class Statistics:
     @property
     def executions(self) -> int:
         """Microbatches that were made."""
-        return sum(size.infer.count for size in self.microbatches.values())
+        return sum(size.count for size in self.microbatches.values())
 
     def asked(self) -> None:
         """A request asks for rows."""
@@ -78,5 +80,5 @@ class Statistics:
     ) -> None:
         """A request got its rows after `seconds`."""
         self.success.add(seconds)
-        self.queue.add(queue_s)
+        self.queue_s += queue_s
         self.requests.add(input_s, device_s, output_s)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from service.batching import Priority
 from service.encoding import Format
+from service.errors import CallerLeft
 from service.rows import Rows
 
 
@@ -101,6 +102,10 @@ class Ticket:
         self._missing -= len(images)
         if not self._missing and not self.made.done():
             self.made.set_result(None)
+
+    def caller_left(self) -> None:
+        """End the request: nobody waits for it."""
+        self.fail(CallerLeft("the caller closed the connection"))
 
     def fail(self, error: Exception) -> None:
         """End the request with `error`, unless it has ended."""
