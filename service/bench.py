@@ -41,7 +41,7 @@ from service.settings import Settings, check_devices
 
 _START_S: Final = 60.0
 _ENDS_WITHIN_S: Final = 30.0
-_TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
+_SCHEDULED: Final = 2  # CPUCLOCK_SCHED: with the inverted pid above it, the id that Linux gives the clock
 _TIMEOUT_S: Final = 30.0
 
 
@@ -238,13 +238,11 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time of the processes, in seconds."""
-    ticks = 0
-    for pid in pids:
-        # After the name in brackets, which may hold anything: field 3 first, utime is 14, stime 15.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / _TICKS_A_SECOND
+    """User and system time of the processes, in seconds, from the kernel's clock of each.
+
+    /proc would tell it in steps of 10 ms: too few of them in a short round.
+    """
+    return sum(time.clock_gettime(~pid << 3 | _SCHEDULED) for pid in pids)
 
 
 def pss_bytes(pid: int) -> int:

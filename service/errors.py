@@ -7,7 +7,7 @@
     ├── NotAcceptable     nothing we could answer with is in the caller's `Accept`
     ├── TooLarge          more rows or bytes than a limit
     ├── Unauthorized      no API key, or one that is not known
-    ├── Forbidden         a known key that may not do this
+    ├── Forbidden         a known key that may not do this, or a page of another origin
     ├── NotServed         the model or version is not served here
     ├── StaleDigest       the address names a digest that is not served
     ├── VersionRefused    a version that was to be loaded cannot be served; the old one is

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from models.errors import show
+from service.errors import Forbidden
 from service.keys import Keys
 from service.pages import DOCUMENT_PATHS, PAGE_PATHS
 
@@ -37,12 +41,35 @@ _TOLD_HEADERS: Final = (
     *("X-Model-Digest", "X-Seeds", "X-Request-Id", "Server-Timing", "ETag", "Retry-After", "traceparent"),
     *("Inference-Header-Content-Length", "WWW-Authenticate"),
 )
+_PREFLIGHT: Final = {
+    "origin": "origin",
+    "method": "access-control-request-method",
+    "headers": "access-control-request-headers",
+}
 _OPEN_FOLDERS: Final = ("/docs/assets/",)
 
 
+class _AllowOrigins(CORSMiddleware):
+    """Starlette's, but a preflight that is refused becomes an error like any other."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        asked = ", ".join(
+            f"{name} {show(request_headers[field])}"
+            for name, field in _PREFLIGHT.items()
+            if field in request_headers
+        )
+        raise Forbidden(f"a page's request must be one that cors_origins and the routes allow, got {asked}")
+
+
 def allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """`app` with CORS: pages of `origins` may ask it, with a key, and read our headers."""
-    return CORSMiddleware(
+    """`app` with CORS: pages of `origins` may ask it, with a key, and read our headers.
+
+    Raises Forbidden for a preflight of another page, or for what no page may send.
+    """
+    return _AllowOrigins(
         app,
         allow_origins=origins,
         allow_methods=("GET", "HEAD", "POST"),

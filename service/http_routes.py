@@ -67,5 +67,5 @@ def surround(app: FastAPI, serving: Serving) -> ASGIApp:
         stack = RequireKey(stack, serving.keys)
     stack = AnswerErrors(stack)
     if serving.settings.allowed_origins:  # a preflight presents no key, and a refusal is for the page to read
-        stack = allow_origins(stack, serving.settings.allowed_origins)
+        stack = AnswerErrors(allow_origins(stack, serving.settings.allowed_origins))
     return RequestLog(stack, serving)

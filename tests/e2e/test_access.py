@@ -182,7 +182,10 @@ def test_a_page_of_another_origin_may_not_ask(crossed: Server, shared_server: Se
     without_setting = preflight(shared_server, PAGE)
     answer = httpx.get(f"{shared_server.url}/v1/models", headers={"Origin": PAGE})
 
-    assert other.status_code == 400
+    assert (other.status_code, other.json()["code"]) == (403, "forbidden")
+    assert "cors_origins" in other.json()["error"]
+    assert "got origin 'https://evil.example', method 'POST'" in other.json()["error"].replace('"', "'")
+    assert other.json()["request_id"] == other.headers["x-request-id"]
     assert "access-control-allow-origin" not in other.headers
     assert without_setting.status_code == 405
     assert not [name for name in answer.headers if name.startswith("access-control")]

@@ -589,3 +589,16 @@ def test_a_visitor_without_a_key_is_told_so(keyed_page: Any) -> None:
     keyed_page.keyboard.press("Escape")
 
     expect(status(keyed_page)).to_contain_text("an API key must be given")
+
+
+def test_the_documents_show_every_route_under_a_policy_that_lets_in_no_other_script(page: Any) -> None:
+    told: list[str] = []
+    page.on("console", lambda message: told.append(message.text))
+
+    answer = page.goto("/docs")
+
+    expect(page.locator(".opblock").first).to_be_visible()
+    policy = answer.headers["content-security-policy"]
+    assert "script-src 'self' 'sha256-" in policy
+    assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
+    assert not [text for text in told if "Content Security Policy" in text]

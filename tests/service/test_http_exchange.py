@@ -1,4 +1,4 @@
-"""A whole answer leaves in one write; what is no such answer goes uvicorn's way; the body is taken at once."""
+"""A whole answer leaves in one write; what is no such answer goes uvicorn's way."""
 
 from __future__ import annotations
 
@@ -89,11 +89,8 @@ def test_the_connection_is_closed_after_an_answer_that_says_so_or_must() -> None
     told = answered([(b"content-length", b"0"), (b"connection", b"close")], b"")
     must = answered([(b"content-length", b"0")], b"", keep_alive=False)
 
-    assert (
-        told
-        == must
-        == [OK + b"x-always: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", "closed", "answered"]
-    )
+    head = OK + b"x-always: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    assert told == must == [head, "closed", "answered"]
 
 
 @pytest.mark.parametrize(
