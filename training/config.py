@@ -15,8 +15,9 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 from models.errors import InvalidValue, show
 from models.sampling import check_seed
 
-Objective = Literal["minimax", "nonsaturating", "least_squares", "wasserstein", "hinge", "relativistic"]
-OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
+Game = Literal["minimax", "nonsaturating", "least_squares", "wasserstein", "hinge", "relativistic"]
+GAMES: Final[tuple[Game, ...]] = get_args(Game)
+Objective = Literal[Game, "elbo"]
 PenaltyForm = Literal["exact", "finite_difference"]
 Precision = Literal["fp32", "bf16"]
 Network = Literal["mlp", "dcgan", "residual"]
@@ -64,7 +65,9 @@ class TrainConfig:
     """Every layer of D is divided by its largest singular value: see `training.networks.spectral_norm`."""
 
     objective: Objective = "nonsaturating"
-    """The game: see `training.losses`."""
+    """The game: see `training.losses`; or elbo, no game but a variational autoencoder: `training.elbo`."""
+    elbo_sigma: float = 0.2
+    """Standard deviation of what the decoder makes, a pixel in [-1, 1]; for the objective elbo only."""
     r1_gamma: float = 0.0
     """Weight of R1, the gradient penalty on reals, in D's loss; 0 leaves it out."""
     r2_gamma: float = 0.0
@@ -121,6 +124,7 @@ class TrainConfig:
             _between(self, name, 0.0, 1e6)
         _between(self, "r1_interval", 1, 65_536)
         _between(self, "penalty_sigma", 1e-4, 1.0)
+        _between(self, "elbo_sigma", 1e-3, 10.0)
         for name in ("G_lr", "D_lr"):
             _between(self, name, 1e-9, 1.0)
         for name in ("adam_beta1", "adam_beta2"):
@@ -156,6 +160,12 @@ class TrainConfig:
                 f"to 0, got gp_weight {self.gp_weight:g}, r1_gamma {self.r1_gamma:g}, "
                 f"r2_gamma {self.r2_gamma:g}"
             )
+        for name, neutral in _NO_GAME.items():
+            if self.objective == "elbo" and getattr(self, name) != neutral:
+                raise InvalidValue(
+                    f"objective elbo has no discriminator: {name} must be {show(neutral)}, "
+                    f"got {show(getattr(self, name))}"
+                )
         if self.D_spectral_norm and self.network == "residual":
             raise InvalidValue(
                 "D_spectral_norm must be false for the network residual: its branches begin at zero, "
@@ -205,6 +215,17 @@ class TrainConfig:
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the fields in which two configs differ."""
         return [name for name, value in self.to_dict().items() if value != getattr(other, name)]
+
+
+_NO_GAME: Final[dict[str, object]] = {
+    "r1_gamma": 0,
+    "r2_gamma": 0,
+    "gp_weight": 0,
+    "D_spectral_norm": False,
+    "augment": "",
+    "d_steps": 1,
+}
+"""What a config must say of the game's fields where there is no game."""
 
 
 def _field_types() -> dict[str, Any]:

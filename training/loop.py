@@ -23,6 +23,7 @@ from training.augment import NO_AUGMENT, Augment
 from training.config import Precision, TrainConfig
 from training.data import Dataset
 from training.device import CPU, check_precision
+from training.elbo import kl_divergence, reconstruction_loss
 from training.ema import update_ema
 from training.errors import RunError
 from training.grid import grid_columns, save_grid
@@ -139,6 +140,30 @@ def generator_phase(
     return _joined(parts)
 
 
+def elbo_phase(
+    state: TrainState, microbatches: Sequence[Batch], sigma: float, precision: Precision = "fp32"
+) -> Figures:
+    """The only phase of a VAE: encoder (in D's place) and decoder take one step on the same mean loss."""
+    for optimizer in (state.D_optimizer, state.G_optimizer):
+        optimizer.zero_grad(set_to_none=True)
+    parts = []
+    for batch in microbatches:
+        moments = computed(state.D, batch.reals, batch.class_idx, precision=precision)  # [N, 2 z_dim]
+        mean, log_variance = moments.chunk(2, dim=1)  # [N, z_dim] each
+        z = mean + (log_variance / 2).exp() * batch.z  # [N, z_dim]: a draw of q that gradients flow through
+        reconstructions = computed(state.G, z, batch.class_idx, precision=precision)  # [N, …]
+        figures = {
+            "reconstruction_loss": reconstruction_loss(batch.reals, reconstructions, sigma),  # [N]
+            "kl_divergence": kl_divergence(mean, log_variance),  # [N]
+        }
+        loss = figures["reconstruction_loss"] + figures["kl_divergence"]  # [N]
+        (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # the same
+        parts.append({name: values.detach() for name, values in figures.items()})
+    for optimizer in (state.D_optimizer, state.G_optimizer):
+        optimizer.step()
+    return _joined(parts)
+
+
 def _judge(
     D: nn.Module,
     losses: Losses,
@@ -203,26 +228,40 @@ class Trainer:
         self.state = state
         if config.augment and reals.shape.point_dim:
             raise InvalidValue(f"augment must be empty for data of points, got {show(config.augment)}")
-        self._losses = LOSSES[config.objective]
         self._reals = reals
         self._microbatches = split_rows(config.batch_size, config.microbatches)
 
     def run_iteration(self) -> Figures:
-        """Phase 1 on the next reals, `d_steps` times; phase 2 on fresh latents; then G_ema."""
+        """One iteration on the next reals, then G_ema."""
         config, state = self.config, self.state
         self._set_lr()
+        figures = self._autoencode() if config.objective == "elbo" else self._play(LOSSES[config.objective])
+        state.cur_nimg += config.iteration_nimg
+        update_ema(state.G_ema, state.G, ema_beta(state.cur_nimg, config))
+        return figures
+
+    def _autoencode(self) -> Figures:
+        """The one phase of a VAE."""
+        cur_nimg, config = self.state.cur_nimg, self.config
+        batches = [self._discriminator_batch(cur_nimg, rows) for rows in self._microbatches]
+        return elbo_phase(self.state, batches, config.elbo_sigma, config.precision)
+
+    def _play(self, losses: Losses) -> Figures:
+        """Phase 1 on the next reals, `d_steps` times; phase 2 on fresh latents."""
+        config, state = self.config, self.state
         augment = augment_at(state.cur_nimg, config)
         D_figures = []
         for cur_nimg in range(state.cur_nimg, state.cur_nimg + config.iteration_nimg, config.batch_size):
             D_batches = [self._discriminator_batch(cur_nimg, rows) for rows in self._microbatches]
             weights = penalty_weights(cur_nimg, config)
             D_figures.append(
-                discriminator_phase(state, self._losses, D_batches, weights, augment, config.precision)
+                discriminator_phase(state, losses, D_batches, weights, augment, config.precision)
             )
-        G_batches = [self._generator_batch(*pair) for pair in zip(D_batches, self._microbatches, strict=True)]
-        G_figures = generator_phase(state, self._losses, G_batches, augment, config.precision)
-        state.cur_nimg += config.iteration_nimg
-        update_ema(state.G_ema, state.G, ema_beta(state.cur_nimg, config))
+        G_batches = [
+            self._generator_batch(batch, rows, losses.paired)
+            for batch, rows in zip(D_batches, self._microbatches, strict=True)
+        ]
+        G_figures = generator_phase(state, losses, G_batches, augment, config.precision)
         return _joined(D_figures) | G_figures
 
     def _set_lr(self) -> None:
@@ -236,10 +275,10 @@ class Trainer:
         draws = self._draws(cur_nimg, "D", rows)
         return Batch(reals=reals, class_idx=class_idx, z=draws.normal(self.config.z_dim), draws=draws)
 
-    def _generator_batch(self, D_batch: Batch, rows: slice) -> Batch:
+    def _generator_batch(self, D_batch: Batch, rows: slice, paired: bool) -> Batch:
         """Fresh latents; the reals and their classes are phase 1's where the objective pairs them."""
         draws = self._draws(self.state.cur_nimg, "G", rows)
-        class_idx = D_batch.class_idx if self._losses.paired else self._reals.draw_classes(draws)
+        class_idx = D_batch.class_idx if paired else self._reals.draw_classes(draws)
         z = draws.normal(self.config.z_dim)
         return Batch(reals=D_batch.reals.detach(), class_idx=class_idx, z=z, draws=draws)
 

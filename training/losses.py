@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from training.config import Objective
+from training.config import Game
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(real_logits [N], fake_logits [N]) -> [N]"""
@@ -106,7 +106,7 @@ def relativistic_probabilities(real_logits: Tensor, fake_logits: Tensor) -> tupl
     return real_probability, 1 - real_probability
 
 
-LOSSES: Final[dict[Objective, Losses]] = {
+LOSSES: Final[dict[Game, Losses]] = {
     "minimax": Losses(D=discriminator_loss, G=minimax_generator_loss, probabilities=logistic_probabilities),
     "nonsaturating": Losses(
         D=discriminator_loss, G=nonsaturating_generator_loss, probabilities=logistic_probabilities

@@ -8,9 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from tqdm import tqdm
+
+# Name in a row, what it is called here, format.
+_LOSSES: Final = (
+    ("D_loss", "D_loss", ".3f"),
+    ("G_loss", "G_loss", ".3f"),
+    ("reconstruction_loss", "reconstruction_loss", ".1f"),
+    ("kl_divergence", "kl_divergence", ".1f"),
+)
+_PROBABILITIES: Final = (("D_real_probability", "D(x)", ".2f"), ("D_fake_probability", "D(G(z))", ".2f"))
+_LOGITS: Final = (("D_real_logit", "logit(x)", ".2f"), ("D_fake_logit", "logit(G(z))", ".2f"))
 
 
 class Progress:
@@ -46,10 +56,9 @@ class Progress:
 
     def tick(self, row: Mapping[str, Any]) -> None:
         """Show one row of `metrics.jsonl`; D's answers as probabilities where they are such."""
-        told, kind = ("D", "probability") if "D_real_probability" in row else ("logit", "logit")
+        answers = _PROBABILITIES if "D_real_probability" in row else _LOGITS
+        figures = [f"{label} {row[name]:{form}}" for name, label, form in _LOSSES + answers if name in row]
         self.say(
-            f"kimg {row['cur_nimg'] / 1000:8.1f}/{self._total_nimg / 1000:g}"
-            f"  D_loss {row['D_loss']:.3f}  G_loss {row['G_loss']:.3f}"
-            f"  {told}(x) {row[f'D_real_{kind}']:.2f}  {told}(G(z)) {row[f'D_fake_{kind}']:.2f}"
+            f"kimg {row['cur_nimg'] / 1000:8.1f}/{self._total_nimg / 1000:g}  {'  '.join(figures)}"
             f"  {row['images_per_s']:.0f} images/s  {row['train_s']:.0f} s"
         )

@@ -26,7 +26,7 @@ from training.device import CPU
 from training.environment import environment
 from training.errors import DamagedSnapshot, RunError
 from training.files import atomic_file
-from training.networks import Discriminator, Generator, build_generator, build_pair
+from training.networks import Discriminator, Encoder, Generator, build_generator, build_pair
 from training.run_folder import RunFolder
 from training.watch import TickAverages
 
@@ -41,7 +41,8 @@ class TrainState:
     """All that changes while a run goes on."""
 
     G: Generator
-    D: Discriminator
+    D: Discriminator | Encoder
+    """What G learns from; a VAE has its encoder here."""
     G_ema: Generator
     G_optimizer: torch.optim.Optimizer
     D_optimizer: torch.optim.Optimizer

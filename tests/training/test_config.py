@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.errors import InvalidValue
-from training.config import OBJECTIVES, TrainConfig
+from training.config import GAMES, TrainConfig
 from training.presets import PRESETS, preset, train_command
 
 
@@ -18,7 +18,7 @@ from training.presets import PRESETS, preset, train_command
         (
             {"objective": "bce"},
             "objective must be one of minimax, nonsaturating, least_squares, wasserstein, hinge, "
-            "relativistic, got 'bce'",
+            "relativistic, elbo, got 'bce'",
         ),
         ({"network": "unet"}, "network must be one of mlp, dcgan, residual, got 'unet'"),
         ({"precision": "fp16"}, "precision must be one of fp32, bf16, got 'fp16'"),
@@ -63,7 +63,7 @@ def test_a_recipe_that_cannot_work_is_refused(changes: dict[str, str], sentence:
     assert str(refusal.value) == sentence
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", GAMES)
 def test_every_objective_goes_with_a_gradient_penalty(objective: str) -> None:
     config = preset("fashion-mnist").override({"objective": objective, "r1_gamma": "0", "gp_weight": "10"})
 

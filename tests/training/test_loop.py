@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from toy_training import toy_config, toy_dataset
 
-from training.config import OBJECTIVES
+from training.config import GAMES
 from training.errors import RunError
 from training.loop import (
     Batch,
@@ -32,14 +32,6 @@ from training.snapshot import TrainState, load_newest
 from training.streams import RowDraws, generator_at
 
 LOSS = LOSSES["nonsaturating"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _state() -> TrainState:
@@ -68,7 +60,7 @@ def _changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) ->
     return (before.keys() | after.keys()) - same
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", GAMES)
 @pytest.mark.parametrize(
     "weights",
     [
@@ -91,7 +83,7 @@ def test_phase_1_leaves_every_bit_of_the_generator_and_moves_the_discriminator(
     assert still <= {"head.to_logit.bias"}  # a constant that some games leave open
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", GAMES)
 def test_phase_2_leaves_every_bit_of_the_discriminator_and_moves_the_generator(objective: str) -> None:
     state = _state()
     discriminator_phase(state, LOSS, [_batch()])
@@ -313,7 +305,7 @@ def test_the_generator_never_sees_the_latents_of_phase_1_and_its_pairs_share_a_c
             assert torch.equal((right > left).long(), batch.class_idx)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", GAMES)
 def test_every_objective_plays_with_every_kind_of_tick(objective: str, tmp_path: Path) -> None:
     config = toy_config(objective=objective, r1_gamma=0.0, gp_weight=10.0, total_kimg=0.032)
     run = RunFolder(tmp_path)

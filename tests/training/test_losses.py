@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from training.config import OBJECTIVES
+from training.config import GAMES
 from training.losses import LOSSES
 
 LOGITS = torch.linspace(-6, 6, 25)
@@ -53,7 +53,7 @@ def test_the_generator_minimises_its_papers_equation(objective: str, expected: T
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", GAMES)
 def test_a_generator_reads_the_reals_only_where_the_game_says_that_it_is_paired(objective: str) -> None:
     losses = LOSSES[objective]
 
@@ -62,7 +62,7 @@ def test_a_generator_reads_the_reals_only_where_the_game_says_that_it_is_paired(
     assert differs == losses.paired
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", GAMES)
 def test_losses_are_per_sample_and_finite_where_a_sigmoid_is_0_or_1(objective: str) -> None:
     extreme = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
 
@@ -73,7 +73,7 @@ def test_losses_are_per_sample_and_finite_where_a_sigmoid_is_0_or_1(objective: s
     assert torch.isfinite(G_loss).all()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", GAMES)
 def test_each_phase_moves_the_logits_its_own_way(objective: str) -> None:
     """D raises reals above fakes, G raises fakes, from a point where neither is certain."""
     real_logits, fake_logits = (torch.zeros(3, requires_grad=True) for _ in range(2))

@@ -6,5 +6,6 @@ floats (images in [-1, 1]): uint8 begins and ends at the borders (`training.data
 
 from training.networks.base import Discriminator, Generator
 from training.networks.build import build_generator, build_pair
+from training.networks.encoder import Encoder
 
-__all__ = ["Discriminator", "Generator", "build_generator", "build_pair"]
+__all__ = ["Discriminator", "Encoder", "Generator", "build_generator", "build_pair"]

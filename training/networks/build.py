@@ -17,6 +17,7 @@ from training.config import Network, TrainConfig
 from training.data.dataset import DataShape
 from training.networks import dcgan, mlp, residual
 from training.networks.base import Discriminator, Generator
+from training.networks.encoder import Encoder, encoder
 from training.networks.spectral_norm import normalise_spectrally
 
 
@@ -37,14 +38,17 @@ FAMILIES: Final[dict[Network, Family]] = {
 }
 
 
-def build_pair(config: TrainConfig, shape: DataShape) -> tuple[Generator, Discriminator]:
+def build_pair(config: TrainConfig, shape: DataShape) -> tuple[Generator, Discriminator | Encoder]:
     """Build G and D for `config` on data of `shape`; the weights are a function of `config.seed` alone.
 
-    Raises InvalidValue where `config.network` makes images and the data are points.
+    Without a game (objective elbo) G is the decoder, and in D's place is the encoder. Raises InvalidValue
+    where `config` is for images and the data are points.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         G = build_generator(config, shape)
+        if config.objective == "elbo":
+            return G, encoder(config, shape)
         D = _family(config, shape).discriminator(config, shape)
         if config.D_spectral_norm:
             normalise_spectrally(D)
@@ -60,4 +64,6 @@ def _family(config: TrainConfig, shape: DataShape) -> Family:
     family = FAMILIES[config.network]
     if shape.point_dim and not family.takes_points:
         raise InvalidValue(f"network must be mlp for data of points, got {config.network!r}")
+    if shape.point_dim and config.objective == "elbo":
+        raise InvalidValue("objective must be a game for data of points, got 'elbo'")
     return family

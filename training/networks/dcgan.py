@@ -55,7 +55,7 @@ class DcganGenerator(Generator):
         )
         self.blocks = nn.Sequential(*(_up(a, b) for a, b in pairwise(widths)))
         self.to_image = nn.ConvTranspose2d(widths[-1], img_channels, kernel_size=4, stride=2, padding=1)
-        self.apply(_init_dcgan)
+        self.apply(init_dcgan)
 
     def forward(self, z: Tensor, class_idx: Tensor | None = None) -> Tensor:
         x = self.first(self.conditioned(z, class_idx)[:, :, None, None])  # [N, C, 4, 4]
@@ -72,9 +72,9 @@ class DcganDiscriminator(Discriminator):
         super().__init__(num_classes=num_classes)
         resolutions = feature_resolutions(img_resolution)[::-1]
         widths = [img_channels, *(channels_at(r, img_resolution, base_channels) for r in resolutions)]
-        self.blocks = nn.Sequential(*(_down(a, b) for a, b in pairwise(widths)))
+        self.blocks = nn.Sequential(*(down(a, b) for a, b in pairwise(widths)))
         self.head = ProjectionHead(widths[-1] * FIRST_RESOLUTION**2, num_classes)
-        self.apply(_init_dcgan)
+        self.apply(init_dcgan)
 
     def forward(self, samples: Tensor, class_idx: Tensor | None = None) -> Tensor:
         features = self.blocks(samples).flatten(1)  # [N, F]
@@ -103,6 +103,7 @@ def discriminator(config: TrainConfig, shape: DataShape) -> DcganDiscriminator:
 
 
 def _up(in_channels: int, out_channels: int) -> nn.Sequential:
+    """[N, A, R, R] -> [N, B, 2R, 2R]."""
     return nn.Sequential(
         nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -110,14 +111,15 @@ def _up(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-def _down(in_channels: int, out_channels: int) -> nn.Sequential:
+def down(in_channels: int, out_channels: int) -> nn.Sequential:
+    """[N, A, 2R, 2R] -> [N, B, R, R]."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1),
         nn.LeakyReLU(0.2),
     )
 
 
-def _init_dcgan(module: nn.Module) -> None:
+def init_dcgan(module: nn.Module) -> None:
     """Weights from N(0, 0.02²), as the DCGAN paper has them; biases at zero."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
