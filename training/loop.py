@@ -36,6 +36,7 @@ from training.penalties import (
     gradient_penalty,
     squared_slope,
 )
+from training.processes import ALONE, Processes
 from training.progress import Progress
 from training.reals import DatasetReals, Reals
 from training.resume import open_run
@@ -92,6 +93,16 @@ def computed(network: nn.Module, *inputs: Tensor | None, precision: Precision) -
     return output.float()
 
 
+def gradients(network: nn.Module) -> list[Tensor]:
+    """The gradients that `network` has, in the order of its parameters."""
+    return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+
+def statistics(network: nn.Module) -> list[Tensor]:
+    """What `network` measures of its batches and keeps: BatchNorm's running means and variances."""
+    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+
+
 def discriminator_phase(
     state: TrainState,
     losses: Losses,
@@ -99,6 +110,7 @@ def discriminator_phase(
     weights: PenaltyWeights = NO_PENALTIES,
     augment: Augment = NO_AUGMENT,
     precision: Precision = "fp32",
+    processes: Processes = ALONE,
 ) -> Figures:
     """Phase 1: D takes one step on the mean loss of equal `microbatches`, and G is frozen."""
     advance_power_iteration(state.D)
@@ -110,6 +122,7 @@ def discriminator_phase(
         loss, figures = _judge(state.D, losses, batch, fakes, weights, augment, precision)  # [N]
         (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         parts.append(figures)
+    processes.average(gradients(state.D))
     state.D_optimizer.step()
     return _joined(parts)
 
@@ -120,6 +133,7 @@ def generator_phase(
     microbatches: Sequence[Batch],
     augment: Augment = NO_AUGMENT,
     precision: Precision = "fp32",
+    processes: Processes = ALONE,
 ) -> Figures:
     """Phase 2: G takes one step on the mean loss of equal `microbatches`, their z fresh, and D is frozen."""
     state.G_optimizer.zero_grad(set_to_none=True)
@@ -136,12 +150,17 @@ def generator_phase(
             loss = losses.G(real_logits, fake_logits)  # [N]
             (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # the same
         parts.append({"G_loss": loss.detach()})
+    processes.average(gradients(state.G))
     state.G_optimizer.step()
     return _joined(parts)
 
 
 def elbo_phase(
-    state: TrainState, microbatches: Sequence[Batch], sigma: float, precision: Precision = "fp32"
+    state: TrainState,
+    microbatches: Sequence[Batch],
+    sigma: float,
+    precision: Precision = "fp32",
+    processes: Processes = ALONE,
 ) -> Figures:
     """The only phase of a VAE: encoder (in D's place) and decoder take one step on the same mean loss."""
     for optimizer in (state.D_optimizer, state.G_optimizer):
@@ -159,6 +178,7 @@ def elbo_phase(
         loss = figures["reconstruction_loss"] + figures["kl_divergence"]  # [N]
         (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # the same
         parts.append({name: values.detach() for name, values in figures.items()})
+    processes.average([*gradients(state.D), *gradients(state.G)])
     for optimizer in (state.D_optimizer, state.G_optimizer):
         optimizer.step()
     return _joined(parts)
@@ -223,28 +243,32 @@ def _joined(parts: Sequence[Figures]) -> Figures:
 class Trainer:
     """Plays iterations of one config on one source of reals."""
 
-    def __init__(self, config: TrainConfig, reals: Reals, state: TrainState) -> None:
+    def __init__(
+        self, config: TrainConfig, reals: Reals, state: TrainState, processes: Processes = ALONE
+    ) -> None:
         self.config = config
         self.state = state
         if config.augment and reals.shape.point_dim:
             raise InvalidValue(f"augment must be empty for data of points, got {show(config.augment)}")
         self._reals = reals
-        self._microbatches = split_rows(config.batch_size, config.microbatches)
+        self._processes = processes
+        self._microbatches = own_microbatches(config, processes)
 
     def run_iteration(self) -> Figures:
         """One iteration on the next reals, then G_ema."""
         config, state = self.config, self.state
         self._set_lr()
         figures = self._autoencode() if config.objective == "elbo" else self._play(LOSSES[config.objective])
+        self._processes.average(statistics(state.G) + statistics(state.D))
         state.cur_nimg += config.iteration_nimg
         update_ema(state.G_ema, state.G, ema_beta(state.cur_nimg, config))
-        return figures
+        return self._processes.gather(figures)
 
     def _autoencode(self) -> Figures:
         """The one phase of a VAE."""
         cur_nimg, config = self.state.cur_nimg, self.config
         batches = [self._discriminator_batch(cur_nimg, rows) for rows in self._microbatches]
-        return elbo_phase(self.state, batches, config.elbo_sigma, config.precision)
+        return elbo_phase(self.state, batches, config.elbo_sigma, config.precision, self._processes)
 
     def _play(self, losses: Losses) -> Figures:
         """Phase 1 on the next reals, `d_steps` times; phase 2 on fresh latents."""
@@ -255,13 +279,15 @@ class Trainer:
             D_batches = [self._discriminator_batch(cur_nimg, rows) for rows in self._microbatches]
             weights = penalty_weights(cur_nimg, config)
             D_figures.append(
-                discriminator_phase(state, losses, D_batches, weights, augment, config.precision)
+                discriminator_phase(
+                    state, losses, D_batches, weights, augment, config.precision, self._processes
+                )
             )
         G_batches = [
             self._generator_batch(batch, rows, losses.paired)
             for batch, rows in zip(D_batches, self._microbatches, strict=True)
         ]
-        G_figures = generator_phase(state, losses, G_batches, augment, config.precision)
+        G_figures = generator_phase(state, losses, G_batches, augment, config.precision, self._processes)
         return _joined(D_figures) | G_figures
 
     def _set_lr(self) -> None:
@@ -287,10 +313,20 @@ class Trainer:
         return RowDraws(stream, self.config.batch_size, rows, self.state.device)
 
 
-def split_rows(count: int, parts: int) -> list[slice]:
-    """The rows 0 to count - 1 in equal consecutive parts."""
-    assert count % parts == 0
-    return [slice(first, first + count // parts) for first in range(0, count, count // parts)]
+def own_microbatches(config: TrainConfig, processes: Processes) -> list[slice]:
+    """The rows of a batch that this process computes, in equal consecutive parts.
+
+    Raises InvalidValue where a batch cannot be split equally.
+    """
+    parts = processes.count * config.microbatches
+    if config.batch_size % parts:
+        raise InvalidValue(
+            f"batch_size must be a multiple of processes × microbatches "
+            f"({processes.count} × {config.microbatches}), got {config.batch_size}"
+        )
+    count = config.batch_size // parts
+    first = processes.rank * config.microbatches
+    return [slice(i * count, (i + 1) * count) for i in range(first, first + config.microbatches)]
 
 
 def train(

@@ -20,7 +20,6 @@ from training.loop import (
     discriminator_phase,
     frozen,
     generator_phase,
-    split_rows,
     train,
 )
 from training.losses import LOSSES
@@ -244,10 +243,6 @@ def test_a_batch_in_microbatches_trains_as_the_whole_one(recipe: dict[str, objec
         pairs = zip(getattr(parts, network).parameters(), getattr(whole, network).parameters(), strict=True)
         for one, other in pairs:
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
-
-
-def test_microbatches_are_consecutive_rows_of_the_batch() -> None:
-    assert split_rows(12, 3) == [slice(0, 4), slice(4, 8), slice(8, 12)]
 
 
 def _noting_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:

@@ -1,0 +1,186 @@
+"""Several processes train as one: the same rows, the same losses, the same weights."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_training import toy_config, toy_dataset
+
+from models.errors import InvalidValue
+from training.config import TrainConfig
+from training.errors import RunError
+from training.loop import Batch, Trainer, own_microbatches
+from training.processes import ALONE, Processes, joined
+from training.reals import DatasetReals
+from training.snapshot import TrainState
+
+ROOT = Path(__file__).parents[2]
+RECIPES: dict[str, dict[str, Any]] = {
+    "RpGAN with exact R1 and R2": {"objective": "relativistic", "r2_gamma": 0.1, "r1_interval": 1},
+    "finite difference, augmented": {
+        "r2_gamma": 0.1,
+        "r1_interval": 2,
+        "penalty_form": "finite_difference",
+        "augment": "color,translation",
+    },
+    "WGAN-GP in microbatches": {
+        "objective": "wasserstein",
+        "r1_gamma": 0.0,
+        "gp_weight": 10.0,
+        "d_steps": 2,
+        "microbatches": 2,
+    },
+    "VAE": {"network": "mlp", "objective": "elbo", "r1_gamma": 0.0},
+    "residual": {"network": "residual", "objective": "relativistic", "r2_gamma": 0.1, "r1_interval": 1},
+}
+
+
+def recipe_config(name: str) -> TrainConfig:
+    return toy_config(**({"network": "mlp"} | RECIPES[name]))
+
+
+def played(config: TrainConfig, processes: Processes = ALONE) -> dict[str, Any]:
+    """Two iterations: each one's figures, and all weights and averages at the end."""
+    dataset = toy_dataset()
+    state = TrainState.fresh(config, dataset.shape)
+    trainer = Trainer(config, DatasetReals(dataset, config.seed), state, processes)
+    means = [{name: values.mean() for name, values in trainer.run_iteration().items()} for _ in range(2)]
+    return {"means": means, **{name: getattr(state, name).state_dict() for name in ("G", "D", "G_ema")}}
+
+
+def start(code: str, count: int = 2) -> list[subprocess.Popen[str]]:
+    """Start `count` processes that run `code`, and know of each other as torchrun tells them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    told = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent,
+            env=os.environ
+            | {name: str(value) for name, value in told.items()}
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        )
+        for rank in range(count)
+    ]
+
+
+def play_every_recipe(folder: str) -> None:
+    """What each of two processes does: `folder` gets what it played."""
+    with joined("cpu") as (processes, _):
+        results = {name: played(recipe_config(name), processes) for name in RECIPES}
+        torch.save(results, Path(folder, f"{processes.rank}.pt"))
+
+
+def test_two_processes_have_the_losses_and_weights_of_one_with_the_same_batch(tmp_path: Path) -> None:
+    processes = start(f"import test_processes as t; t.play_every_recipe({str(tmp_path)!r})")
+
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    leader, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    torch.testing.assert_close(other, leader, rtol=0, atol=0)  # the same bits in both
+    for name in RECIPES:
+        torch.testing.assert_close(leader[name], played(recipe_config(name)), rtol=1e-5, atol=1e-5)
+
+
+def leave_the_leader_alone() -> None:
+    """What each of two processes does: one is gone where the other waits for it."""
+    with joined("cpu") as (processes, _):
+        assert processes.any(processes.leads)
+        if not processes.leads:
+            os._exit(9)
+        try:
+            processes.any(False)
+        except RunError as error:
+            print(error, flush=True)
+            os._exit(2)
+
+
+def test_a_process_that_ends_ends_the_other_with_a_sentence() -> None:
+    leader, other = start("import test_processes as t; t.leave_the_leader_alone()")
+
+    printed, _ = leader.communicate(timeout=60)
+    other.communicate(timeout=60)
+    assert (leader.returncode, other.returncode) == (2, 9)
+    assert printed.startswith("another process of this run has ended or cannot be reached, so this one ends")
+    assert printed.count("\n") == 1
+
+
+class _Recorded(Processes):
+    """One of several processes, without the others."""
+
+    def average(self, tensors: object) -> None:
+        pass
+
+    def gather(self, figures: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return figures
+
+
+def test_the_shares_of_the_processes_are_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reals, classes, latents of both phases: each row is where it would be in one process."""
+    config, dataset = toy_config(network="mlp", d_steps=2), toy_dataset()
+
+    def shown(processes: Processes) -> list[Batch]:
+        seen: list[Batch] = []
+
+        def note(state: TrainState, losses: object, batches: list[Batch], *rest: object) -> dict[str, Any]:
+            seen.extend(batches)
+            return {}
+
+        for name in ("discriminator_phase", "generator_phase"):
+            monkeypatch.setattr(f"training.loop.{name}", note)
+        reals = DatasetReals(dataset, config.seed)
+        Trainer(config, reals, TrainState.fresh(config, dataset.shape), processes).run_iteration()
+        return seen
+
+    whole, shares = shown(ALONE), [shown(_Recorded(rank, 4)) for rank in range(4)]
+
+    assert len(whole) == 3
+    for i, batch in enumerate(whole):
+        for name in ("reals", "class_idx", "z"):
+            assert torch.equal(torch.cat([getattr(share[i], name) for share in shares]), getattr(batch, name))
+
+
+def test_microbatches_are_consecutive_rows_of_the_share() -> None:
+    config = toy_config(batch_size=24, microbatches=2)
+
+    rows = [own_microbatches(config, Processes(rank, 3)) for rank in range(3)]
+
+    assert rows == [[slice(0, 4), slice(4, 8)], [slice(8, 12), slice(12, 16)], [slice(16, 20), slice(20, 24)]]
+
+
+def test_a_batch_that_cannot_be_split_equally_is_refused() -> None:
+    with pytest.raises(InvalidValue) as refusal:
+        own_microbatches(toy_config(batch_size=16, microbatches=2), Processes(0, 3))
+
+    assert str(refusal.value) == "batch_size must be a multiple of processes × microbatches (3 × 2), got 16"
+
+
+def test_a_process_alone_joins_nothing() -> None:
+    with joined("cpu") as (processes, device):
+        assert processes == ALONE
+        assert device.type == "cpu"
+        assert not torch.distributed.is_initialized()
+
+
+def test_under_torchrun_a_device_has_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    with (
+        pytest.raises(InvalidValue, match="--device must be auto, cpu or cuda under torchrun, got 'cuda:1'"),
+        joined("cuda:1"),
+    ):
+        pass
