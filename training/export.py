@@ -31,6 +31,7 @@ from training.errors import GraphRefused
 from training.folding import folded, plain_copy
 from training.graph import opset_of, write_model
 from training.graph_session import ONNXRUNTIME_VERSION
+from training.networks import Generator
 from training.pixels import (
     DEFAULT_RANGE,
     FloatImages,
@@ -61,8 +62,8 @@ def export_run(
     """
     snapshot = load_newest(run)
     with store.draft(name, version) as draft:
-        manifest = _manifest_of(snapshot, name, draft.version, licence)
         G = snapshot.generator()
+        manifest = _manifest_of(snapshot, G, name, draft.version, licence)
         return _publish(draft, _program(ServableGenerator(G), manifest), manifest, torch_render(G))
 
 
@@ -152,7 +153,7 @@ def _publish(
     return seal(draft, session, replace(manifest, export=facts | origin))
 
 
-def _manifest_of(snapshot: Snapshot, name: str, version: int, licence: str) -> Manifest:
+def _manifest_of(snapshot: Snapshot, G: Generator, name: str, version: int, licence: str) -> Manifest:
     config, data = snapshot.config, snapshot.data
     return Manifest(
         name=name,
@@ -163,7 +164,7 @@ def _manifest_of(snapshot: Snapshot, name: str, version: int, licence: str) -> M
         img_channels=data["img_channels"],
         num_classes=data["num_classes"],
         class_names=tuple(data["class_names"]),
-        truncation="z",
+        truncation=G.truncation,
         licence=f"{licence} (data: {data['licence'] or 'unknown'})",
         training={
             "command": train_command(config, data["name"], threads=snapshot.environment["threads"]),

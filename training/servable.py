@@ -33,6 +33,11 @@ def call_module(module: nn.Module, *rows: Tensor) -> Any:
     return module(*rows)
 
 
+def call_generator(G: Generator, z: Tensor, *rows: Tensor) -> Any:
+    """The call of a G of this package, whose second input is None where there are no classes."""
+    return G(z, *rows) if G.num_classes else G(z, None, *rows)
+
+
 class Servable(nn.Module):
     """A module with the inputs that serving feeds, and truncation in z, scaling, rounding and NHWC inside.
 
@@ -89,7 +94,7 @@ class ServableGenerator(Servable):
     """A G of this package, whose sizes are its own."""
 
     def __init__(self, G: Generator) -> None:
-        super().__init__(G, num_classes=G.num_classes, truncation="z")
+        super().__init__(G, call_generator, num_classes=G.num_classes, truncation=G.truncation)
 
 
 @torch.no_grad()

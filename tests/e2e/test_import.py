@@ -1,4 +1,4 @@
-"""Generators trained elsewhere, served: imported by the command, asked of a real server."""
+"""Generators of others and of other kinds, served: imported or published, asked of a real server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from server_process import Server
 from torch import nn
 from toy_foreign import Foreign
 
+from models.manifest import GRAPH_FILE
 from models.sampling import latents_from_seeds
+from training.export import publish
+from training.graph_session import GraphSession
+from training.networks.style import StyleGenerator
 
 GANTRAIN = Path(sys.executable).parent / "gantrain"
 
@@ -88,3 +92,30 @@ def test_foreign_generators_are_imported_and_served_with_their_own_pixels(
     )
     assert {one["determinism"] for one in models.values()} == {"bit_exact"}
     assert (models["mine"]["num_classes"], models["dcgan"]["num_classes"]) == (5, 0)
+
+
+def test_a_network_of_the_style_kind_is_truncated_toward_w_avg_by_the_server(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        G = StyleGenerator(
+            z_dim=8, img_resolution=16, img_channels=3, num_classes=3, class_dim=4, base_channels=8
+        )
+        G.mapping.w_avg.normal_()
+    store, seeds, class_idx = tmp_path / "store", list(range(12)), [2, 0, 1] * 4
+    artifact = publish(G.eval(), store, name="style", z_dim=8, num_classes=3, truncation="w")
+
+    server = serve("--model", "style", store=store)
+    asked = {"seeds": seeds, "class_idx": class_idx, "truncation_psi": 0.7, "format": "npy"}
+    served = np.load(io.BytesIO(server.http.post("/v1/samples", json=asked).content))
+    (model,) = server.http.get("/v1/models").json()["models"]
+
+    rows = latents_from_seeds(seeds, 8), np.array(class_idx), np.full(12, 0.7, dtype=np.float32)
+    with torch.no_grad():
+        images = G(*(torch.from_numpy(values) for values in rows)).permute(0, 2, 3, 1)
+        untruncated = G(*(torch.from_numpy(values) for values in rows[:2])).permute(0, 2, 3, 1)
+    assert np.array_equal(served, GraphSession(artifact.file(GRAPH_FILE)).render(*rows))
+    assert np.abs(served - ((images + 1) * 127.5).round().numpy()).max() <= 1
+    assert np.abs(served - ((untruncated + 1) * 127.5).round().numpy()).max() > 10
+    assert model["determinism"] == "bit_exact"

@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from models.manifest import Truncation
+
 
 class Generator(nn.Module, ABC):
     """Latents (and a class) become a sample.
@@ -20,6 +22,9 @@ class Generator(nn.Module, ABC):
     returns images [N, img_channels, R, R] float32 in [-1, 1], or points [N, point_dim] float32;
     in eval mode no row depends on another
     """
+
+    truncation: Truncation = "z"
+    """Toward what it can be pulled: "z" from outside, "w" by a third input of forward, psi [N]."""
 
     def __init__(self, *, z_dim: int, num_classes: int, class_dim: int) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ import torch
 from models.errors import InvalidValue
 from training.config import Network, TrainConfig
 from training.data.dataset import DataShape
-from training.networks import dcgan, mlp, residual
+from training.networks import dcgan, mlp, residual, style
 from training.networks.base import Discriminator, Generator
 from training.networks.encoder import Encoder, encoder
 from training.networks.spectral_norm import normalise_spectrally
@@ -35,6 +35,7 @@ FAMILIES: Final[dict[Network, Family]] = {
     "mlp": Family(generator=mlp.generator, discriminator=mlp.discriminator, takes_points=True),
     "dcgan": Family(generator=dcgan.generator, discriminator=dcgan.discriminator),
     "residual": Family(generator=residual.generator, discriminator=residual.discriminator),
+    "style": Family(generator=style.generator, discriminator=style.discriminator),
 }
 
 
