@@ -58,30 +58,37 @@ def _train(options: argparse.Namespace) -> int:
         import torch
 
         from training.data import open_dataset
-        from training.device import choose_device, device_name
+        from training.device import device_name
         from training.loop import train
+        from training.processes import joined
 
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        device = choose_device(options.device)
-        dataset = open_dataset(options.data, config.img_resolution)
-        print(f"data: {dataset.name} {dataset.digest[:12]}, {len(dataset)} images")
-        print(f"device: {device_name(device)}")
-        print("config:", *(f"{name}={value}" for name, value in config.to_dict().items()), flush=True)
-        state = train(
-            config,
-            dataset,
-            RunFolder(options.run_dir),
-            tick_kimg=options.tick_kimg,
-            device=device,
-            override=options.override,
-            should_stop=stop,
-        )
+        with joined(options.device) as (processes, device):
+            dataset = open_dataset(options.data, config.img_resolution)
+            if processes.leads:
+                fields = (f"{name}={value}" for name, value in config.to_dict().items())
+                print(f"data: {dataset.name} {dataset.digest[:12]}, {len(dataset)} images")
+                print(f"device: {device_name(device)}; processes: {processes.count}")
+                print("config:", *fields, flush=True)
+            state = train(
+                config,
+                dataset,
+                RunFolder(options.run_dir),
+                tick_kimg=options.tick_kimg,
+                device=device,
+                processes=processes,
+                override=options.override,
+                should_stop=stop,
+            )
+    kimg = f"{state.cur_nimg / 1000:g} kimg"
     if stop():
-        print(f"stopped at {state.cur_nimg / 1000:g} kimg; the same command goes on from there", flush=True)
+        if processes.leads:
+            print(f"stopped at {kimg}; the same command goes on from there", flush=True)
         return stop.exit_code
-    print(f"trained: {state.cur_nimg / 1000:g} kimg in {state.train_s:.0f} s; publish it with")
-    print(f"  gantrain export {options.run_dir} --name NAME")
+    if processes.leads:
+        print(f"trained: {kimg} in {state.train_s:.0f} s; publish it with")
+        print(f"  gantrain export {options.run_dir} --name NAME")
     return 0
 
 

@@ -167,7 +167,12 @@ def _manifest_of(snapshot: Snapshot, G: Generator, name: str, version: int, lice
         truncation=G.truncation,
         licence=f"{licence} (data: {data['licence'] or 'unknown'})",
         training={
-            "command": train_command(config, data["name"], threads=snapshot.environment["threads"]),
+            "command": train_command(
+                config,
+                data["name"],
+                threads=snapshot.environment["threads"],
+                processes=snapshot.environment["processes"],
+            ),
             "config": config.to_dict(),
             "data": data,
             "environment": snapshot.environment,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ from training.resume import open_run
 from training.run_folder import RunFolder
 from training.schedules import augment_at, ema_beta, lr_scale, penalty_weights
 from training.servable import render_seeds
-from training.snapshot import TrainState, save_snapshot
+from training.snapshot import TrainState, follow_leader, save_snapshot
 from training.streams import Phase, RowDraws, generator_at
 
 GRID_ROWS = 8
@@ -336,6 +336,7 @@ def train(
     *,
     tick_kimg: float,
     device: torch.device = CPU,
+    processes: Processes = ALONE,
     override: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
@@ -343,18 +344,30 @@ def train(
 
     Goes on from the folder's snapshot if there is one. Each tick leaves a line of metrics, a grid and a
     snapshot; a stop leaves a snapshot. Raises RunError for a folder of another run (`override` goes on all
-    the same) or in use, for a loss that is not finite, and where nothing can be written.
+    the same) or in use, for a loss that is not finite, and where nothing can be written. Of several
+    `processes` the leader alone reads and writes `run`, and the others begin with its state.
     """
     check_precision(config.precision, device)
-    with run.held():
-        state = open_run(config, dataset, run, device, override=override)
-        trainer = Trainer(config, DatasetReals(dataset, config.seed, device), state)
+    own_microbatches(config, processes)  # refuses a batch that cannot be split, before anything is written
+    with run.held() if processes.leads else nullcontext():
+        if processes.leads:
+            state = open_run(config, dataset, run, device, override=override)
+        else:
+            state = TrainState.fresh(config, dataset.shape, device)
+        follow_leader(state, processes)
+        trainer = Trainer(config, DatasetReals(dataset, config.seed, device), state, processes)
         tick_nimg = max(round(tick_kimg * 1000), 1)
         maintenance_s = 0.0
-        with Progress(config.total_nimg, state.cur_nimg) as progress:
-            while state.cur_nimg < config.total_nimg and not should_stop():
+
+        def stops() -> bool:
+            return processes.any(should_stop())
+
+        with Progress(config.total_nimg, state.cur_nimg, shown=processes.leads) as progress:
+            while state.cur_nimg < config.total_nimg and not stops():
                 tick_end_nimg = min((state.cur_nimg // tick_nimg + 1) * tick_nimg, config.total_nimg)
-                _play(trainer, tick_end_nimg, progress, should_stop)
+                _play(trainer, tick_end_nimg, progress, stops)
+                if not processes.leads:
+                    continue
                 began_s = time.monotonic()
                 with _telling_what_is_kept(run):
                     if state.cur_nimg >= tick_end_nimg:

@@ -47,13 +47,16 @@ def preset(name: str) -> TrainConfig:
     return PRESETS[name]()
 
 
-def train_command(config: TrainConfig, data_name: str, threads: int) -> str:
+def train_command(config: TrainConfig, data_name: str, threads: int, processes: int = 1) -> str:
     """Return the command that trains `config` again: its preset, and every field that differs from it.
 
     DATA stands for the data set where it is not the one that is used without `--data`.
     """
     base = preset(config.preset)
-    words = ["gantrain", "train", "--preset", config.preset, "--run-dir", "RUN_DIR"]
+    words = (
+        ["gantrain"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}", "-m", "training"]
+    )
+    words += ["train", "--preset", config.preset, "--run-dir", "RUN_DIR"]
     if data_name != DEFAULT_DATA:
         words += ["--data", "DATA"]
     words += ["--total-kimg", f"{config.total_kimg:g}", "--seed", str(config.seed), "--threads", str(threads)]

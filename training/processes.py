@@ -73,17 +73,15 @@ class Processes:
         return bool(votes)
 
     def from_leader(self, content: bytes) -> bytes:
-        """Return the leader's `content`; the others' is not looked at."""
+        """Return the leader's `content`, which is not empty; the others' is not looked at."""
         if self.count == 1:
             return content
         size = torch.tensor([len(content)])
         with _another_may_end():
             dist.broadcast(size, src=0)
-            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            if not self.leads:
-                buffer = torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(buffer, src=0)
-        return content if self.leads else buffer.numpy().tobytes()
+            buffer = bytearray(content) if self.leads else bytearray(int(size))
+            dist.broadcast(torch.frombuffer(buffer, dtype=torch.uint8), src=0)
+        return bytes(buffer)
 
 
 ALONE: Final = Processes()
@@ -119,7 +117,7 @@ def _another_may_end() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise RunError(
             f"another process of this run has ended or cannot be reached, so this one ends too: {reason}"
         ) from error

@@ -24,9 +24,12 @@ _LOGITS: Final = (("D_real_logit", "logit(x)", ".2f"), ("D_fake_logit", "logit(G
 
 
 class Progress:
-    """Progress in images shown. Use as a context manager; `advance` is cheap enough for each iteration."""
+    """Progress in images shown. Use as a context manager; `advance` is cheap enough for each iteration.
 
-    def __init__(self, total_nimg: int, cur_nimg: int) -> None:
+    There is a bar where stderr is a terminal and it is to be `shown`.
+    """
+
+    def __init__(self, total_nimg: int, cur_nimg: int, shown: bool = True) -> None:
         self._total_nimg = total_nimg
         # tqdm counts the images of this session for its rate and all images for its bar.
         self._bar = tqdm(
@@ -35,7 +38,7 @@ class Progress:
             unit="img",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (shown and sys.stderr.isatty()),
         )
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ from training.schedules import needs_total
 from training.snapshot import TrainState, load_newest
 
 _log = logging.getLogger(__name__)
-_EXACTNESS: Final = ("device", "threads", "torch", "numpy")
+_EXACTNESS: Final = ("device", "processes", "threads", "torch", "numpy")
 """Facts of `environment()` that the last bit of a result depends on."""
 
 

@@ -27,6 +27,7 @@ from training.environment import environment
 from training.errors import DamagedSnapshot, RunError
 from training.files import atomic_file
 from training.networks import Discriminator, Encoder, Generator, build_generator, build_pair
+from training.processes import Processes
 from training.run_folder import RunFolder
 from training.watch import TickAverages
 
@@ -150,6 +151,18 @@ def save_snapshot(run: RunFolder, config: TrainConfig, data: dict[str, Any], sta
         file.write(content.getbuffer())
         file.write(hashlib.sha256(content.getbuffer()).digest())
     run.drop_old_snapshots()
+
+
+def follow_leader(state: TrainState, processes: Processes) -> None:
+    """Make `state` in every process what it is in the leader."""
+    if processes.count == 1:
+        return
+    content = io.BytesIO()
+    if processes.leads:
+        torch.save(state.to_dict(), content)
+    values = torch.load(io.BytesIO(processes.from_leader(content.getvalue())), weights_only=True)
+    if not processes.leads:
+        state.load_dict(values)
 
 
 def load_newest(run: RunFolder) -> Snapshot:

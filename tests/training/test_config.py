@@ -115,3 +115,5 @@ def test_the_command_of_a_config_names_every_field_that_its_preset_does_not_set(
         "--total-kimg 1 --seed 3 --threads 1 --set z_dim=8"
     )
     assert "--data DATA" in train_command(config, "my-images", threads=1)
+    several = train_command(config, "fashion-mnist", threads=1, processes=4)
+    assert several.startswith("torchrun --nproc-per-node 4 -m training train --preset fashion-mnist ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -11,15 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+from gantrain_process import save_toy_zip, train_arguments
 from toy_training import toy_config, toy_dataset
 
 from models.errors import InvalidValue
+from training.__main__ import main
 from training.config import TrainConfig
 from training.errors import RunError
 from training.loop import Batch, Trainer, own_microbatches
 from training.processes import ALONE, Processes, joined
 from training.reals import DatasetReals
-from training.snapshot import TrainState
+from training.run_folder import RunFolder
+from training.snapshot import TrainState, load_newest
 
 ROOT = Path(__file__).parents[2]
 RECIPES: dict[str, dict[str, Any]] = {
@@ -115,6 +119,55 @@ def test_a_process_that_ends_ends_the_other_with_a_sentence() -> None:
     assert (leader.returncode, other.returncode) == (2, 9)
     assert printed.startswith("another process of this run has ended or cannot be reached, so this one ends")
     assert printed.count("\n") == 1
+
+
+def _train(run_dir: Path, data: Path, total_kimg: float) -> list[str]:
+    """A run whose schedules need no end, so that it may be lengthened."""
+    recipe = ("network=mlp", "r2_gamma=0.1", "r1_interval=2", "objective=relativistic", "lr_decay_start=1")
+    return [*train_arguments(run_dir, data, total_kimg), *(f"--set={field}" for field in recipe)]
+
+
+def _metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The lines of a run without what its clock says."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.endswith("_s")} for line in lines]
+
+
+def test_torchrun_goes_on_with_a_run_of_one_process_and_ends_as_one_would_have(tmp_path: Path) -> None:
+    data, alone, together = save_toy_zip(tmp_path / "halves.zip"), tmp_path / "alone", tmp_path / "together"
+    assert main(_train(alone, data, total_kimg=0.128)) == 0
+    assert main(_train(together, data, total_kimg=0.064)) == 0
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "training"]
+
+    ended = subprocess.run(
+        [sys.executable, *launcher, *_train(together, data, total_kimg=0.128)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    assert "going on from 0.064 kimg, not bit-exact: processes was 1 and is now 2" in ended.stderr
+    assert ended.stdout.count("trained: 0.128 kimg") == 1  # one of them speaks
+    for ours, theirs in zip(_metrics(together), _metrics(alone), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    ours, theirs = (load_newest(RunFolder(run)).state for run in (together, alone))
+    for network in ("G", "D", "G_ema"):
+        torch.testing.assert_close(ours[network], theirs[network], rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_leader_refuses_ends_all_of_them(tmp_path: Path) -> None:
+    data, run_dir = save_toy_zip(tmp_path / "halves.zip"), tmp_path / "run"
+    assert main(_train(run_dir, data, total_kimg=0.032)) == 0
+    other_run = [*_train(run_dir, data, total_kimg=0.032), "--set=G_lr=0.1"]
+
+    leader, other = start(f"import sys; from training.__main__ import main; sys.exit(main({other_run!r}))")
+
+    refused, ended = (process.communicate(timeout=60)[1] for process in (leader, other))
+    assert (leader.returncode, other.returncode) == (2, 2)
+    assert "G_lr was 0.002 and is now 0.1" in refused
+    assert ended.startswith("gantrain: another process of this run has ended")
 
 
 class _Recorded(Processes):
