@@ -53,10 +53,9 @@ def train_command(config: TrainConfig, data_name: str, threads: int, processes: 
     DATA stands for the data set where it is not the one that is used without `--data`.
     """
     base = preset(config.preset)
-    words = (
-        ["gantrain"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}", "-m", "training"]
-    )
-    words += ["train", "--preset", config.preset, "--run-dir", "RUN_DIR"]
+    words = ["gantrain", "train", "--preset", config.preset, "--run-dir", "RUN_DIR"]
+    if processes > 1:
+        words[:1] = ["torchrun", "--nproc-per-node", str(processes), "-m", "training"]
     if data_name != DEFAULT_DATA:
         words += ["--data", "DATA"]
     words += ["--total-kimg", f"{config.total_kimg:g}", "--seed", str(config.seed), "--threads", str(threads)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.errors import InvalidValue
-from training.config import GAMES, TrainConfig
+from training.config import GAMES, NETWORKS, TrainConfig
 from training.presets import PRESETS, preset, train_command
 
 
@@ -20,7 +20,7 @@ from training.presets import PRESETS, preset, train_command
             "objective must be one of minimax, nonsaturating, least_squares, wasserstein, hinge, "
             "relativistic, elbo, got 'bce'",
         ),
-        ({"network": "unet"}, "network must be one of mlp, dcgan, residual, got 'unet'"),
+        ({"network": "unet"}, f"network must be one of {', '.join(NETWORKS)}, got 'unet'"),
         ({"precision": "fp16"}, "precision must be one of fp32, bf16, got 'fp16'"),
         ({"d_steps": "0"}, "d_steps must be between 1 and 1000, got 0"),
         ({"penalty_sigma": "0"}, "penalty_sigma must be between 0.0001 and 1, got 0.0"),
