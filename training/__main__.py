@@ -101,6 +101,7 @@ def _export(options: argparse.Namespace) -> int:
         name=options.name,
         version=options.version,
         licence=options.licence,
+        precision=options.precision,
     )
     facts = artifact.manifest.export
     print(f"published {artifact.address} in {artifact.path}")
@@ -132,6 +133,7 @@ def _import(options: argparse.Namespace) -> int:
         choices=choices,
         licence=options.licence,
         trust=options.trust,
+        precision=options.precision,
     )
     for caution in imported.cautions:
         print(f"gantrain: caution: {caution}", file=sys.stderr)
@@ -235,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--name", required=True, help="folder and address of the model")
     export.add_argument("--version", type=_positive_int, help="default: the highest there is plus one")
     export.add_argument("--licence", default="unknown", help="SPDX name of the weights' licence (unknown)")
+    _add_precision(export)
     _add_store(export)
 
     importer = verbs.add_parser(
@@ -264,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     importer.add_argument("--num-classes", metavar="N", type=_positive_int)
     importer.add_argument("--class-names", metavar="A,B,…", help="one a class, with commas between them")
     importer.add_argument("--licence", default="unknown", help="SPDX name of the weights' licence (unknown)")
+    _add_precision(importer)
     _add_store(importer)
 
     verify = verbs.add_parser("verify", help="check an artifact's files, graph and golden rows")
@@ -298,6 +302,15 @@ def _joined(argv: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="what weights are stored in (fp32: as they are); fp16 halves the file, if the pixels allow it",
+    )
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:

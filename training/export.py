@@ -48,14 +48,21 @@ from training.run_folder import RunFolder
 from training.servable import Call, Servable, ServableGenerator, call_module, rows_of, torch_render
 from training.snapshot import Snapshot, load_newest
 from training.tracing import failure, to_onnx, trace
+from training.weights import WeightPrecision, precision_of, store_weights
 
 _TRACE_ROWS: Final = 3  # at least 2: an example batch of 1 would be taken for a constant
 
 
 def export_run(
-    run: RunFolder, store: Store, *, name: str, version: int | None = None, licence: str = "unknown"
+    run: RunFolder,
+    store: Store,
+    *,
+    name: str,
+    version: int | None = None,
+    licence: str = "unknown",
+    precision: WeightPrecision = "fp32",
 ) -> Artifact:
-    """Publish G_ema of `run`'s snapshot as `name` in `store`.
+    """Publish G_ema of `run`'s snapshot as `name` in `store`, its weights stored in `precision`.
 
     Raises RunError for a run without a snapshot, GraphRefused when a check fails, and what
     `Store.draft` raises for a bad name or a version that is there.
@@ -64,7 +71,9 @@ def export_run(
     with store.draft(name, version) as draft:
         G = snapshot.generator()
         manifest = _manifest_of(snapshot, G, name, draft.version, licence)
-        return _publish(draft, _program(ServableGenerator(G), manifest), manifest, torch_render(G))
+        return _publish(
+            draft, _program(ServableGenerator(G), manifest), manifest, torch_render(G), precision=precision
+        )
 
 
 def publish(
@@ -81,6 +90,7 @@ def publish(
     layout: str | None = None,
     prior: Prior = "normal",
     licence: str = "unknown",
+    precision: WeightPrecision = "fp32",
     training: Mapping[str, Any] | None = None,
     version: int | None = None,
 ) -> Artifact:
@@ -93,7 +103,8 @@ def publish(
 
     It answers images whose black and white are `value_range` ("-1,1", "0,1" or "0,255"), in `layout` "NCHW",
     "NHWC" or "flat:CxHxW" (None: found by where the 1 or 3 channels are). `prior` is what z is drawn from.
-    `training` is what the manifest and the card say of its training, as JSON.
+    `precision` "fp16" halves the file, if the pixels stay within 3 grey levels; the graph computes in float32
+    all the same. `training` is what the manifest and the card say of its training, as JSON.
 
     The module stays as it is: a copy of it is traced, in float32, with spectral and weight norms folded, and
     the graph is held to the pixels of the module in eager torch. What is doubtful but not wrong is warned of.
@@ -140,16 +151,26 @@ def publish(
             "range": value_range,
             "layout": servable.layout,
         }
-        return _publish(draft, program, manifest, _reference(servable), published_from=origin)
+        return _publish(
+            draft, program, manifest, _reference(servable), precision=precision, published_from=origin
+        )
 
 
 def _publish(
-    draft: Draft, program: ExportedProgram, manifest: Manifest, reference: Render, **origin: Any
+    draft: Draft,
+    program: ExportedProgram,
+    manifest: Manifest,
+    reference: Render,
+    *,
+    precision: WeightPrecision,
+    **origin: Any,
 ) -> Artifact:
     graph_file = draft.path / GRAPH_FILE
-    write_model(to_onnx(program, list(manifest.graph_outputs), list(manifest.graph_inputs)), graph_file)
-    session, levels = check_graph_file(graph_file, manifest, reference)
-    facts = _export_facts(graph_file, manifest, levels)
+    model = to_onnx(program, list(manifest.graph_outputs), list(manifest.graph_inputs))
+    store_weights(model, precision)
+    write_model(model, graph_file)
+    session, levels = check_graph_file(graph_file, manifest, reference, halved=precision == "fp16")
+    facts = _export_facts(model, manifest, levels)
     return seal(draft, session, replace(manifest, export=facts | origin))
 
 
@@ -240,10 +261,10 @@ def _program(servable: Servable, manifest: Manifest) -> ExportedProgram:
     return trace(folded(servable), rows_of(servable, rows.latents, rows.class_idx, rows.truncation_psi))
 
 
-def _export_facts(graph_file: Path, manifest: Manifest, levels: int) -> dict[str, Any]:
+def _export_facts(model: onnx.ModelProto, manifest: Manifest, levels: int) -> dict[str, Any]:
     return {
-        "opset": opset_of(onnx.load(graph_file)),
-        "precision": "fp32",
+        "opset": opset_of(model),
+        "precision": precision_of(model),
         "largest_difference_to_torch_levels": levels,
         "checked_batch_sizes": list(batch_sizes(manifest)),
         "golden_provider": "CPUExecutionProvider",

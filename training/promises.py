@@ -21,6 +21,7 @@ from training.graph_session import MAX_PIXELS_A_RUN, GraphSession
 
 BATCH_SIZES: Final = (1, 2, 3, 7, 64)
 MAX_DIFFERENCE_LEVELS: Final = 1
+MAX_HALVED_DIFFERENCE_LEVELS: Final = 3
 
 
 def batch_sizes(manifest: Manifest) -> tuple[int, ...]:
@@ -102,11 +103,23 @@ def check_rows(render: Render, rows: Rows) -> npt.NDArray[np.uint8]:
 
 
 def check_difference(
-    images: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8], reference_name: str = "torch"
+    images: npt.NDArray[np.uint8],
+    reference: npt.NDArray[np.uint8],
+    reference_name: str = "torch",
+    *,
+    halved: bool = False,
 ) -> int:
-    """Return the largest difference in grey levels. Raises GraphRefused for more than one level."""
+    """Return the largest difference in grey levels. Raises GraphRefused for more than one level.
+
+    A graph whose weights are `halved` may be MAX_HALVED_DIFFERENCE_LEVELS away.
+    """
     levels = int(np.abs(images.astype(np.int16) - reference.astype(np.int16)).max())
-    if levels > MAX_DIFFERENCE_LEVELS:
+    if halved and levels > MAX_HALVED_DIFFERENCE_LEVELS:
+        raise GraphRefused(
+            f"with weights in fp16 the graph must be within {MAX_HALVED_DIFFERENCE_LEVELS} grey levels of "
+            f"{reference_name}, it is {levels} away: leave the precision at fp32"
+        )
+    if not halved and levels > MAX_DIFFERENCE_LEVELS:
         raise GraphRefused(
             f"the graph must be within {MAX_DIFFERENCE_LEVELS} grey level of {reference_name}, it is "
             f"{levels} away: an "

@@ -29,10 +29,16 @@ _PREVIEW_SIDE_PX: Final = 1_280
 
 
 def check_graph_file(
-    path: Path, manifest: Manifest, reference: Render, reference_name: str = "torch"
+    path: Path,
+    manifest: Manifest,
+    reference: Render,
+    reference_name: str = "torch",
+    *,
+    halved: bool = False,
 ) -> tuple[GraphSession, int]:
     """Hold the graph at `path` to every promise, with `reference` as the truth of its pixels.
 
+    `halved` says that its weights were stored as float16 and the reference's were not.
     Returns its session and the largest difference in grey levels. Raises GraphRefused with the way out.
     """
     check_graph(onnx.load(path))
@@ -41,7 +47,7 @@ def check_graph_file(
     rows = Rows.sample(manifest)
     images = check_rows(session.render, rows)  # [N, H, W, C]
     differences = [
-        check_difference(images[:size], rows[slice(size)].render(reference), reference_name)
+        check_difference(images[:size], rows[slice(size)].render(reference), reference_name, halved=halved)
         for size in batch_sizes(manifest)
     ]
     return session, max(differences)

@@ -42,7 +42,8 @@ def verify(store: Store, address: str, run_dir: Path | None = None) -> Iterator[
     yield f"graph: {len(images)} rows have the same pixels alone, in any batch and in any order"
     yield _replay_golden(artifact, session)
     if run_dir is not None:
-        yield _compare_with_run(images, rows, run_dir)
+        halved = artifact.manifest.export.get("precision") == "fp16"
+        yield _compare_with_run(images, rows, run_dir, halved=halved)
 
 
 def render_artifact(artifact: Artifact, seeds: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -69,10 +70,10 @@ def _replay_golden(artifact: Artifact, session: GraphSession) -> str:
     return f"golden: {len(golden.seeds)} rows, {exactness}"
 
 
-def _compare_with_run(images: npt.NDArray[np.uint8], rows: Rows, run_dir: Path) -> str:
+def _compare_with_run(images: npt.NDArray[np.uint8], rows: Rows, run_dir: Path, *, halved: bool) -> str:
     from training.servable import torch_render
     from training.snapshot import load_newest
 
     snapshot = load_newest(RunFolder(run_dir))
-    levels = check_difference(images, rows.render(torch_render(snapshot.generator())))
+    levels = check_difference(images, rows.render(torch_render(snapshot.generator())), halved=halved)
     return f"run: within {levels} of 255 grey levels of G_ema at {snapshot.cur_nimg / 1000:g} kimg"

@@ -339,7 +339,7 @@ def test_an_interface_that_is_not_the_manifests_is_refused(artifact: Artifact, t
 def test_a_refused_export_leaves_nothing_in_the_store(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
         raise GraphRefused("no")
 
     monkeypatch.setattr("training.export.check_graph_file", refuse)

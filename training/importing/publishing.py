@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,8 +41,7 @@ from training.importing.wrapping import wrap
 from training.pixels import DEFAULT_RANGE, check_values, nhwc
 from training.promises import MAX_DIFFERENCE_LEVELS, Rows, batch_sizes
 from training.proof import check_graph_file, seal
-
-_PRECISIONS: Final = ((TensorProto.FLOAT16, "fp16"), (TensorProto.DOUBLE, "fp64"))
+from training.weights import WeightPrecision, precision_of, store_weights
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,12 @@ def import_graph(
     choices: Choices | None = None,
     licence: str = "unknown",
     trust: bool = False,
+    precision: WeightPrecision = "fp32",
 ) -> Imported:
     """Publish the generator in the ONNX file or `torch.export` archive at `path` as `name` in `store`.
 
-    `trust` allows an archive to be read, which can run code that it brings.
+    `trust` allows an archive to be read, which can run code that it brings. `precision` "fp16" stores float32
+    weights in half the bytes.
     Raises GraphRefused for a file that cannot be served, naming the node or the flag that is the way out,
     InvalidValue for a choice that does not fit, and what `Store.draft` raises.
     """
@@ -90,9 +91,12 @@ def import_graph(
 
         graph_file = draft.path / GRAPH_FILE
         graph = wrap(free, interface, manifest, value_range, layout)
+        store_weights(graph, precision)
         _write(graph, graph_file)
         try:
-            session, levels = check_graph_file(graph_file, manifest, reference, "the imported file")
+            session, levels = check_graph_file(
+                graph_file, manifest, reference, "the imported file", halved=precision == "fp16"
+            )
         except GraphRefused as refusal:
             node = mixing_node(free, interface, Rows.sample(manifest, count=2))
             raise (GraphRefused(f"{refusal}. The node to look at is {node}") if node else refusal) from None
@@ -209,10 +213,9 @@ def _origin(foreign: ForeignFile, interface: Interface, value_range: str, layout
 
 
 def _export_facts(graph: onnx.ModelProto, manifest: Manifest, levels: int) -> dict[str, Any]:
-    foreign_types = {tensor.data_type for tensor in graph.graph.initializer}
     return {
         "opset": opset_of(graph),
-        "precision": next((name for elem_type, name in _PRECISIONS if elem_type in foreign_types), "fp32"),
+        "precision": precision_of(graph),
         "largest_difference_to_imported_levels": levels,
         "checked_batch_sizes": list(batch_sizes(manifest)),
         "golden_provider": "CPUExecutionProvider",
