@@ -53,8 +53,8 @@ def train_arguments(run_dir: Path, data: Path, total_kimg: float, tick_kimg: flo
     ]
 
 
-def save_toy_zip(path: Path) -> Path:
-    """Write the toy data set as a zip with labels, and return its path."""
+def save_toy_zip(path: Path, labelled: bool = True) -> Path:
+    """Write the toy data set as a zip, and return its path."""
     dataset = toy_dataset()
     labels = []
     with zipfile.ZipFile(path, "w") as archive:
@@ -63,5 +63,5 @@ def save_toy_zip(path: Path) -> Path:
             Image.fromarray(image[0]).save(file, format="PNG")
             archive.writestr(f"{i:04d}.png", file.getvalue())
             labels.append([f"{i:04d}.png", int(dataset.class_idx[i])])
-        archive.writestr("dataset.json", json.dumps({"labels": labels}))
+        archive.writestr("dataset.json", json.dumps({"labels": labels if labelled else None}))
     return path

@@ -18,12 +18,13 @@ from models.errors import ContractError, DamagedArtifact, InvalidValue, show
 from models.sampling import PRIORS, SeedRanges
 from models.store import Store
 from training.config import TrainConfig
-from training.errors import GraphRefused, MissingExtra, TrainingError
+from training.errors import Collapsed, GraphRefused, MissingExtra, TrainingError
 from training.interrupt import StopRequest
 from training.log import said_at_the_prompt
 from training.presets import PRESETS, preset
 from training.run_folder import RunFolder
 
+_COLLAPSED_CODE = 3
 _EXTRA_OF_MODULE = {
     "torch": "train",
     "onnx": "train",
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with said_at_the_prompt():
             code: int = options.verb(options)
     except (ContractError, TrainingError) as error:
-        return _fail(str(error), 1 if isinstance(error, DamagedArtifact | GraphRefused) else 2)
+        codes = {DamagedArtifact: 1, GraphRefused: 1, Collapsed: _COLLAPSED_CODE}
+        return _fail(str(error), codes.get(type(error), 2))
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA_OF_MODULE:
             raise
@@ -79,6 +81,7 @@ def _train(options: argparse.Namespace) -> int:
                 device=device,
                 processes=processes,
                 override=options.override,
+                stop_on_collapse=options.stop_on_collapse,
                 should_stop=stop,
             )
     kimg = f"{state.cur_nimg / 1000:g} kimg"
@@ -226,6 +229,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--set", metavar="FIELD=VALUE", action="append", default=[], help="set a field of the config"
+    )
+    train.add_argument(
+        "--stop-on-collapse",
+        action="store_true",
+        help=f"end with exit code {_COLLAPSED_CODE} when G makes the same few images",
     )
     train.add_argument(
         "--override", action="store_true", help="go on although the settings changed; the run's log says so"

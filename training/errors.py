@@ -3,7 +3,9 @@
     TrainingError
     ├── DataError        a data set is missing, unreadable or not what the run needs
     ├── RunError         a run folder cannot be used, or the run cannot go on
-    │   └── DamagedSnapshot  a snapshot cannot be read
+    │   ├── DamagedSnapshot  a snapshot cannot be read
+    │   ├── NotFinite    a loss or a gradient is not finite, and no step was taken on it
+    │   └── Collapsed    G makes the same few images, and a stop was asked for
     ├── GraphRefused     a graph breaks a promise of serving; the message says the way out
     └── MissingExtra     a verb needs packages that are not installed
 
@@ -26,6 +28,14 @@ class RunError(TrainingError):
 
 class DamagedSnapshot(RunError):
     """A snapshot cannot be read: cut off, bits flipped, or never one."""
+
+
+class NotFinite(RunError):
+    """A loss or a gradient is not finite, and no step was taken on it."""
+
+
+class Collapsed(RunError):
+    """G makes the same few images, and the run was to stop then."""
 
 
 class GraphRefused(TrainingError):

@@ -7,12 +7,10 @@ a tick of bookkeeping in between. Refuses to own: the losses, the networks, what
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +23,7 @@ from training.data import Dataset
 from training.device import CPU, check_precision
 from training.elbo import kl_divergence, reconstruction_loss
 from training.ema import update_ema
-from training.errors import RunError
-from training.grid import grid_columns, save_grid
+from training.guard import check_steps, take_step
 from training.losses import LOSSES, Losses
 from training.networks.spectral_norm import advance_power_iteration
 from training.penalties import (
@@ -42,11 +39,9 @@ from training.reals import DatasetReals, Reals
 from training.resume import open_run
 from training.run_folder import RunFolder
 from training.schedules import augment_at, ema_beta, lr_scale, penalty_weights
-from training.servable import render_seeds
-from training.snapshot import TrainState, follow_leader, save_snapshot
+from training.snapshot import TrainState, follow_leader
 from training.streams import Phase, RowDraws, generator_at
-
-GRID_ROWS = 8
+from training.ticks import Ticks
 
 
 @contextmanager
@@ -68,7 +63,9 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
 
 Figures = dict[str, Tensor]
-"""What a phase says about the game by name, each [N], detached. Figures of penalties are unweighted."""
+"""What a phase says about the game by name, each [N], detached, or [1]: the norm of all gradients together.
+
+Figures of penalties are unweighted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +112,16 @@ def discriminator_phase(
     """Phase 1: D takes one step on the mean loss of equal `microbatches`, and G is frozen."""
     advance_power_iteration(state.D)
     state.D_optimizer.zero_grad(set_to_none=True)
-    parts = []
+    mean_loss, parts = torch.zeros((), device=state.device), []
     for batch in microbatches:
         with frozen(state.G), torch.no_grad():
             fakes = computed(state.G, batch.z, batch.class_idx, precision=precision)  # [N, …]
         loss, figures = _judge(state.D, losses, batch, fakes, weights, augment, precision)  # [N]
-        (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        mean_loss += _backward(loss.mean() / len(microbatches))
         parts.append(figures)
-    processes.average(gradients(state.D))
-    state.D_optimizer.step()
-    return _joined(parts)
+    processes.average([mean_loss, *gradients(state.D)])
+    norm = take_step(state.D_optimizer, "D", mean_loss, gradients(state.D))
+    return _joined(parts) | {"D_gradient_norm": norm}
 
 
 def generator_phase(
@@ -137,7 +134,7 @@ def generator_phase(
 ) -> Figures:
     """Phase 2: G takes one step on the mean loss of equal `microbatches`, their z fresh, and D is frozen."""
     state.G_optimizer.zero_grad(set_to_none=True)
-    parts = []
+    mean_loss, parts = torch.zeros((), device=state.device), []
     for batch in microbatches:
         with frozen(state.D):
             fakes = computed(state.G, batch.z, batch.class_idx, precision=precision)  # [N, …]
@@ -148,11 +145,11 @@ def generator_phase(
                 reals = augment(batch.reals, batch.draws)
                 real_logits = computed(state.D, reals, batch.class_idx, precision=precision)  # [N]
             loss = losses.G(real_logits, fake_logits)  # [N]
-            (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # the same
+            mean_loss += _backward(loss.mean() / len(microbatches))
         parts.append({"G_loss": loss.detach()})
-    processes.average(gradients(state.G))
-    state.G_optimizer.step()
-    return _joined(parts)
+    processes.average([mean_loss, *gradients(state.G)])
+    norm = take_step(state.G_optimizer, "G", mean_loss, gradients(state.G))
+    return _joined(parts) | {"G_gradient_norm": norm}
 
 
 def elbo_phase(
@@ -165,7 +162,7 @@ def elbo_phase(
     """The only phase of a VAE: encoder (in D's place) and decoder take one step on the same mean loss."""
     for optimizer in (state.D_optimizer, state.G_optimizer):
         optimizer.zero_grad(set_to_none=True)
-    parts = []
+    mean_loss, parts = torch.zeros((), device=state.device), []
     for batch in microbatches:
         moments = computed(state.D, batch.reals, batch.class_idx, precision=precision)  # [N, 2 z_dim]
         mean, log_variance = moments.chunk(2, dim=1)  # [N, z_dim] each
@@ -176,12 +173,20 @@ def elbo_phase(
             "kl_divergence": kl_divergence(mean, log_variance),  # [N]
         }
         loss = figures["reconstruction_loss"] + figures["kl_divergence"]  # [N]
-        (loss.mean() / len(microbatches)).backward()  # type: ignore[no-untyped-call]  # the same
+        mean_loss += _backward(loss.mean() / len(microbatches))
         parts.append({name: values.detach() for name, values in figures.items()})
-    processes.average([*gradients(state.D), *gradients(state.G)])
-    for optimizer in (state.D_optimizer, state.G_optimizer):
-        optimizer.step()
-    return _joined(parts)
+    processes.average([mean_loss, *gradients(state.D), *gradients(state.G)])
+    norms = {
+        "D_gradient_norm": take_step(state.D_optimizer, "D", mean_loss, gradients(state.D)),
+        "G_gradient_norm": take_step(state.G_optimizer, "G", mean_loss, gradients(state.G)),
+    }
+    return _joined(parts) | norms
+
+
+def _backward(loss: Tensor) -> Tensor:
+    """Add the gradients of loss [], and return it detached."""
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return loss.detach()
 
 
 def _judge(
@@ -211,6 +216,7 @@ def _judge(
     fake_logits = logits_of(augment(fakes, batch.draws), precision)  # [N]
     loss = losses.D(real_logits, fake_logits)  # [N]
     figures = {"D_loss": loss, "D_real_logit": real_logits, "D_fake_logit": fake_logits}
+    figures["D_real_accuracy"], figures["D_fake_accuracy"] = losses.accuracies(real_logits, fake_logits)
     if losses.probabilities is not None:
         probabilities = losses.probabilities(real_logits, fake_logits)
         figures["D_real_probability"], figures["D_fake_probability"] = probabilities
@@ -338,14 +344,16 @@ def train(
     device: torch.device = CPU,
     processes: Processes = ALONE,
     override: bool = False,
+    stop_on_collapse: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Train in `run` until `config.total_kimg`, or until `should_stop` says so between two iterations.
 
     Goes on from the folder's snapshot if there is one. Each tick leaves a line of metrics, a grid and a
     snapshot; a stop leaves a snapshot. Raises RunError for a folder of another run (`override` goes on all
-    the same) or in use, for a loss that is not finite, and where nothing can be written. Of several
-    `processes` the leader alone reads and writes `run`, and the others begin with its state.
+    the same) or in use, for a loss or gradient that is not finite, and where nothing can be written; its
+    Collapsed where `stop_on_collapse` asks for it. Of several `processes` the leader alone reads and writes
+    `run`, and the others begin with its state.
     """
     check_precision(config.precision, device)
     own_microbatches(config, processes)  # refuses a batch that cannot be split, before anything is written
@@ -356,29 +364,34 @@ def train(
             state = TrainState.fresh(config, dataset.shape, device)
         follow_leader(state, processes)
         trainer = Trainer(config, DatasetReals(dataset, config.seed, device), state, processes)
+        ticks = Ticks(config, dataset, run, state) if processes.leads else None
         tick_nimg = max(round(tick_kimg * 1000), 1)
-        maintenance_s = 0.0
 
         def stops() -> bool:
-            return processes.any(should_stop())
+            collapsed = stop_on_collapse and ticks is not None and ticks.collapsed
+            return processes.any(collapsed or should_stop())
 
-        with Progress(config.total_nimg, state.cur_nimg, shown=processes.leads) as progress:
+        with (
+            Progress(config.total_nimg, state.cur_nimg, shown=processes.leads) as progress,
+            ticks.telling_what_is_kept() if ticks else nullcontext(),
+        ):
             while state.cur_nimg < config.total_nimg and not stops():
                 tick_end_nimg = min((state.cur_nimg // tick_nimg + 1) * tick_nimg, config.total_nimg)
-                _play(trainer, tick_end_nimg, progress, stops)
-                if not processes.leads:
+                _play_tick(trainer, tick_end_nimg, progress, stops)
+                if ticks is None:
                     continue
-                began_s = time.monotonic()
-                with _telling_what_is_kept(run):
-                    if state.cur_nimg >= tick_end_nimg:
-                        row = _leave_tick(run, state, dataset.num_classes, maintenance_s)
-                        progress.tick(row)
-                    save_snapshot(run, config, dataset.facts(), state)
-                maintenance_s = time.monotonic() - began_s
+                if state.cur_nimg >= tick_end_nimg:
+                    progress.tick(ticks.leave_tick())
+                else:
+                    ticks.leave_snapshot()
+        if stop_on_collapse and ticks:
+            ticks.check_collapse()
     return state
 
 
-def _play(trainer: Trainer, tick_end_nimg: int, progress: Progress, should_stop: Callable[[], bool]) -> None:
+def _play_tick(
+    trainer: Trainer, tick_end_nimg: int, progress: Progress, should_stop: Callable[[], bool]
+) -> None:
     """Play iterations, at least one, until the tick's end or a stop."""
     state, iteration_nimg = trainer.state, trainer.config.iteration_nimg
     began_nimg, began_s = state.cur_nimg, time.monotonic()
@@ -387,40 +400,8 @@ def _play(trainer: Trainer, tick_end_nimg: int, progress: Progress, should_stop:
         progress.advance(iteration_nimg)
         if state.cur_nimg >= tick_end_nimg or should_stop():
             break
+    check_steps(state.D_optimizer, "D")
+    check_steps(state.G_optimizer, "G")
     seconds = time.monotonic() - began_s
     state.averages.add_time(state.cur_nimg - began_nimg, seconds)
     state.train_s += seconds
-
-
-def _leave_tick(run: RunFolder, state: TrainState, num_classes: int, maintenance_s: float) -> dict[str, Any]:
-    """Leave the line of metrics and the grid of a tick, and return the line."""
-    row = {
-        "cur_nimg": state.cur_nimg,
-        **state.averages.take_row(),
-        "train_s": round(state.train_s, 1),
-        "maintenance_s": round(maintenance_s, 3),  # of the tick before: this one's is not over
-    }
-    if not all(math.isfinite(value) for value in row.values()):
-        raise RunError(
-            f"the losses are not finite at {state.cur_nimg / 1000:g} kimg; the snapshot before is kept. "
-            "Try a lower G_lr and D_lr in a new run folder"
-        )
-    run.append_metrics(row)
-    columns = grid_columns(num_classes)
-    images = render_seeds(state.G_ema, range(columns * GRID_ROWS))
-    save_grid(run.grid_file(state.cur_nimg), images, columns)
-    return row
-
-
-@contextmanager
-def _telling_what_is_kept(run: RunFolder) -> Iterator[None]:
-    """Turn a failure to write into a sentence that says what a resume goes on from."""
-    try:
-        yield
-    except OSError as error:
-        files = run.snapshot_files()
-        kept = f"{files[0].name} is kept" if files else "there is no snapshot yet"
-        raise RunError(
-            f"{error.filename or run.path} cannot be written: {error.strerror}; {kept}. "
-            "Make room, and the same command goes on from there"
-        ) from error

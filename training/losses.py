@@ -34,6 +34,15 @@ class Losses:
     """Whether G's loss reads the reals: row i is then a pair of one class."""
     probabilities: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
     """D's logits of reals and fakes as probabilities of being real, [N] each; None: they are none."""
+    boundary: float | None = 0.0
+    """D calls real what has a logit above it; None: D only says which of a pair is more real."""
+
+    def accuracies(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether D is right about each real and each fake, 1 or 0, [N] float32 each."""
+        if self.boundary is None:
+            right = (real_logits > fake_logits).float()
+            return right, right
+        return (real_logits > self.boundary).float(), (fake_logits <= self.boundary).float()
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -115,13 +124,17 @@ LOSSES: Final[dict[Game, Losses]] = {
         D=least_squares_discriminator_loss,
         G=least_squares_generator_loss,
         probabilities=least_squares_probabilities,
+        boundary=0.5,
     ),
-    "wasserstein": Losses(D=wasserstein_discriminator_loss, G=negative_logit_loss, probabilities=None),
+    "wasserstein": Losses(
+        D=wasserstein_discriminator_loss, G=negative_logit_loss, probabilities=None, boundary=None
+    ),
     "hinge": Losses(D=hinge_discriminator_loss, G=negative_logit_loss, probabilities=None),
     "relativistic": Losses(
         D=relativistic_discriminator_loss,
         G=relativistic_generator_loss,
         paired=True,
         probabilities=relativistic_probabilities,
+        boundary=None,
     ),
 }

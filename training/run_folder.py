@@ -94,6 +94,11 @@ class RunFolder:
         with atomic_file(self.config_file) as file:
             file.write(f"{text}\n".encode())
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, which are whole after `take_back`."""
+        text = self.metrics_file.read_text(encoding="utf-8") if self.metrics_file.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
         with self.metrics_file.open("a", encoding="utf-8") as file:

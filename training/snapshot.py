@@ -24,8 +24,9 @@ from training.config import TrainConfig
 from training.data.dataset import DataShape
 from training.device import CPU
 from training.environment import environment
-from training.errors import DamagedSnapshot, RunError
+from training.errors import DamagedSnapshot, NotFinite, RunError
 from training.files import atomic_file
+from training.guard import adam
 from training.networks import Discriminator, Encoder, Generator, build_generator, build_pair
 from training.processes import Processes
 from training.run_folder import RunFolder
@@ -60,19 +61,26 @@ class TrainState:
         G, D = build_pair(config, shape)
         for network in (G, D):  # 11-15 % faster convolutions on a CPU
             network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
-        betas = (config.adam_beta1, config.adam_beta2)
+        waits = device.type == "cpu"
         return cls(
             G=G,
             D=D,
             G_ema=copy.deepcopy(G).eval().requires_grad_(False),
-            G_optimizer=torch.optim.Adam(G.parameters(), lr=config.G_lr, betas=betas),
-            D_optimizer=torch.optim.Adam(D.parameters(), lr=config.D_lr, betas=betas),
+            G_optimizer=adam(G.parameters(), config.G_lr, config, waits=waits),
+            D_optimizer=adam(D.parameters(), config.D_lr, config, waits=waits),
         )
 
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return next(self.G.parameters()).device
+
+    def check_finite(self) -> None:
+        """Raise NotFinite where a weight or a buffer is not finite."""
+        for network in _NETWORKS:
+            for name, value in getattr(self, network).state_dict().items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise NotFinite(f"{name} of {network} is not finite")
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain values only."""
@@ -160,7 +168,7 @@ def follow_leader(state: TrainState, processes: Processes) -> None:
     content = io.BytesIO()
     if processes.leads:
         torch.save(state.to_dict(), content)
-    values = torch.load(io.BytesIO(processes.from_leader(content.getvalue())), weights_only=True)
+    values = torch.load(io.BytesIO(processes.from_leader(content.getvalue())), "cpu", weights_only=True)
     if not processes.leads:
         state.load_dict(values)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from training.config import GAMES
+from training.config import GAMES, Game
 from training.losses import LOSSES
 
 LOGITS = torch.linspace(-6, 6, 25)
@@ -131,3 +131,23 @@ def test_logits_are_told_as_probabilities_where_they_are_such(
 @pytest.mark.parametrize("objective", ["wasserstein", "hinge"])
 def test_logits_that_are_no_probabilities_are_not_told_as_such(objective: str) -> None:
     assert LOSSES[objective].probabilities is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "right_reals", "right_fakes"),
+    [
+        ("nonsaturating", [1, 0, 1], [1, 0, 0]),
+        ("hinge", [1, 0, 1], [1, 0, 0]),
+        ("least_squares", [1, 0, 0], [1, 1, 0]),
+        ("wasserstein", [1, 0, 0], [1, 0, 0]),
+        ("relativistic", [1, 0, 0], [1, 0, 0]),
+    ],
+)
+def test_d_is_right_where_its_game_says_so(
+    objective: Game, right_reals: list[int], right_fakes: list[int]
+) -> None:
+    real_logits, fake_logits = torch.tensor([2.0, -1.0, 0.25]), torch.tensor([-2.0, 0.25, 3.0])
+
+    of_reals, of_fakes = LOSSES[objective].accuracies(real_logits, fake_logits)
+
+    assert (of_reals.tolist(), of_fakes.tolist()) == (right_reals, right_fakes)
