@@ -49,11 +49,9 @@ def _header(manifest: Manifest) -> str:
         "library_name: ganserve",
         "pipeline_tag: unconditional-image-generation",
     ]
-    if not {"imported_from", "published_from"} & set(manifest.export):  # a run of this package
-        config = manifest.training["config"]
-        kind = "vae" if config["objective"] == "elbo" else f"gan, {config.get('network', 'dcgan')}"
+    if "config" in manifest.training:  # a run of this package
         lines += [
-            f"tags: [{kind}, onnx, image-generation]",
+            "tags: [gan, dcgan, onnx, image-generation]",
             f"datasets: [{manifest.training['data']['name']}]",
         ]
     else:
@@ -88,6 +86,8 @@ def _origin(manifest: Manifest) -> str:
 def _training(facts: Mapping[str, Any]) -> str:
     data, environment = facts["data"], facts["environment"]
     threads = "1 thread" if environment["threads"] == 1 else f"{environment['threads']} threads"
+    departures = "".join(f"\n- {departure}" for departure in facts.get("departures", ()))
+    but = f"\n\nIt gives these weights but for what was done meanwhile:\n{departures}" if departures else ""
     return f"""## Training
 
 - Data: {data["name"]}, {data["num_images"]:,} images, sha256 {data["digest"][:12]}
@@ -99,7 +99,7 @@ The same run again:
 
 ```
 {facts["command"]}
-```"""
+```{but}"""
 
 
 def _import(facts: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Give a binary file that takes the place of `path` at the end of the block, or leaves no trace."""
     part = path.with_name(f".{path.name}{_PART}")
     try:
-        with part.open("wb") as file:
+        with named(path), part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -29,6 +29,16 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)  # a full disk gets its room back
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of a file that is written in this block say which file it is."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

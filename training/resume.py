@@ -45,12 +45,14 @@ def open_run(
             )
         snapshot.restore(state)
         kimg = f"{state.cur_nimg / 1000:g} kimg"
-        for change in found:
-            _log.warning("overridden at %s: %s", kimg, change)
-        if differences := inexactness(snapshot.environment, environment(device)):
-            _log.warning("going on from %s, not bit-exact: %s", kimg, "; ".join(differences))
-        elif state.cur_nimg < config.total_nimg:
+        departures = [f"overridden at {kimg}: {change}" for change in found]
+        if state.cur_nimg < config.total_nimg:
             _log.info("going on from %s", kimg)
+            if differences := inexactness(snapshot.environment, environment(device)):
+                departures.append(f"going on from {kimg}, not bit-exact: {'; '.join(differences)}")
+        for departure in departures:
+            _log.warning(departure)
+        state.departures += departures
     run.write_config(config, data)
     run.take_back(state.cur_nimg)
     return state

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from training.config import TrainConfig
 from training.errors import RunError
-from training.files import atomic_file, remove_parts
+from training.files import atomic_file, named, remove_parts
 
 SNAPSHOTS_KEPT: Final = 2
 
@@ -101,7 +101,7 @@ class RunFolder:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with named(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())

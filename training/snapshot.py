@@ -54,6 +54,8 @@ class TrainState:
     """Seconds spent training, all sessions of the run together."""
     averages: TickAverages = field(default_factory=TickAverages)
     """The figures of the tick that is not over yet."""
+    departures: list[str] = field(default_factory=list)
+    """Why the config alone does not give these weights again: what was overridden, and what was not exact."""
 
     @classmethod
     def fresh(cls, config: TrainConfig, shape: DataShape, device: torch.device = CPU) -> TrainState:
@@ -88,6 +90,7 @@ class TrainState:
             "cur_nimg": self.cur_nimg,
             "train_s": self.train_s,
             "averages": self.averages.to_dict(),
+            "departures": list(self.departures),
             **{name: getattr(self, name).state_dict() for name in _NETWORKS},
             **{name: getattr(self, name).state_dict()["state"] for name in _OPTIMIZERS},
         }
@@ -103,6 +106,7 @@ class TrainState:
         self.cur_nimg = values["cur_nimg"]
         self.train_s = values["train_s"]
         self.averages.load_dict(values["averages"])
+        self.departures = list(values["departures"])
 
 
 _NETWORKS: Final = ("G", "D", "G_ema")

@@ -27,6 +27,8 @@ from training.snapshot import TrainState, save_snapshot
 from training.watch import COLLAPSED_SINCE, WON_SINCE, GridSpread, alarms
 
 GRID_ROWS: Final = 8
+MAINTENANCE_SHARE: Final = 0.1
+"""A session in which ticks cost more than this share of the training between them is told once."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class Ticks:
         classes = resolve_class_idx(None, list(self._seeds), dataset.num_classes) or [0] * len(self._seeds)
         self._spread = GridSpread(dataset, np.array(classes, dtype=np.int64))
         self._maintenance_s = 0.0
+        self._trained_s = state.train_s
+        self._told_cost = False
 
     def leave_tick(self) -> dict[str, Any]:
         """Leave all of it, and return the line."""
@@ -65,7 +69,7 @@ class Ticks:
         self._rows.append(row)
         save_grid(self._run.grid_file(state.cur_nimg), images, self._columns)
         save_snapshot(self._run, self._config, self._data, state)
-        self._maintenance_s = time.monotonic() - began_s
+        self._tell_cost(time.monotonic() - began_s)
         return row
 
     def leave_snapshot(self) -> None:
@@ -102,6 +106,18 @@ class Ticks:
                 f"{error.filename or self._run.path} cannot be written: {error.strerror}; {self._kept()}. "
                 "Make room, and the same command goes on from there"
             ) from error
+
+    def _tell_cost(self, maintenance_s: float) -> None:
+        tick_s = self._state.train_s - self._trained_s
+        self._trained_s, self._maintenance_s = self._state.train_s, maintenance_s
+        if maintenance_s > MAINTENANCE_SHARE * tick_s and not self._told_cost:
+            self._told_cost = True
+            _log.info(
+                "a tick trained for %.2f s and took %.2f s more to leave its grid and snapshot: "
+                "a longer --tick-kimg costs less",
+                tick_s,
+                maintenance_s,
+            )
 
     def _kept(self) -> str:
         files = self._run.snapshot_files()

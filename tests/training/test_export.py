@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from models.golden import Golden
 from models.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, Manifest
 from models.sampling import MAX_SEED
 from models.store import Artifact, Store, sha256_of
+from training.card import card_text
 from training.errors import GraphRefused, RunError
 from training.export import export_run
 from training.graph import check_graph, write_model
@@ -69,6 +71,15 @@ def test_the_same_run_exports_to_the_same_digest_and_tells_no_path_of_this_machi
         assert str(Path(torch.__file__).parent.parent).encode() not in content
         assert str(Path(__file__).parent).encode() not in content
     assert b"stack_trace" not in artifact.file(GRAPH_FILE).read_bytes()
+
+
+def test_the_card_of_a_run_that_was_overridden_says_what_its_command_leaves_out(artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    sentence = "overridden at 64 kimg: G_lr was 0.002 and is now 0.001"
+    overridden = replace(manifest, training={**manifest.training, "departures": [sentence]})
+
+    assert "but for what was done meanwhile" not in card_text(manifest)
+    assert f"but for what was done meanwhile:\n\n- {sentence}\n" in card_text(overridden)
 
 
 def test_the_manifest_says_how_it_was_trained_and_exported(artifact: Artifact) -> None:

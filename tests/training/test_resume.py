@@ -160,6 +160,24 @@ def test_another_tick_length_changes_nothing_of_what_is_learned(tmp_path: Path) 
     assert one == other
 
 
+@pytest.mark.parametrize(("share", "times_told"), [(0.0, 1), (1e9, 0)])
+def test_ticks_that_cost_more_than_their_share_are_told_once(
+    share: float,
+    times_told: int,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunFolder(tmp_path)
+    monkeypatch.setattr("training.ticks.MAINTENANCE_SHARE", share)
+
+    with caplog.at_level("INFO"):
+        train(toy_config(total_kimg=0.064), toy_dataset(), run, tick_kimg=0.016)
+
+    assert caplog.text.count("a longer --tick-kimg costs less") == times_told
+    assert [row["maintenance_s"] > 0 for row in run.metrics()] == [False, True, True, True]
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     config, run = toy_config(total_kimg=0.032), RunFolder(tmp_path)
     train(config, toy_dataset(), run, tick_kimg=1)
@@ -204,7 +222,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_costs_no_bit(data_zip: Pat
     kept = run.snapshot_files()[0]
     assert process.returncode == 2
     assert errors.count("\n") == 1
-    assert "cannot be written: File too large" in errors
+    assert ".pt cannot be written: File too large" in errors
     assert f"{kept.name} is kept. Make room, and the same command goes on from there" in errors
     assert not list(run.path.glob(".*"))  # what was half-written gave its room back
     assert load_snapshot(kept).cur_nimg > 0
@@ -280,6 +298,8 @@ def test_an_override_goes_on_with_the_new_value_and_is_logged(
     assert state.cur_nimg == 64
     assert state.G_optimizer.param_groups[0]["betas"][0] == 0.25
     assert load_newest(run).config == new
+    assert sentence in state.departures
+    assert load_newest(run).state["departures"] == state.departures
     train(new, toy_dataset(), run, tick_kimg=1)  # the same settings again need no override
 
 
@@ -315,7 +335,9 @@ def test_other_threads_go_on_with_a_warning_that_says_not_bit_exact(
     state = train(config, toy_dataset(), run, tick_kimg=1)
 
     assert state.cur_nimg == 64
-    assert "going on from 0.032 kimg, not bit-exact: threads was 1 and is now 2" in caplog.text
+    sentence = "going on from 0.032 kimg, not bit-exact: threads was 1 and is now 2"
+    assert sentence in caplog.text
+    assert state.departures == [sentence]
 
 
 def test_the_facts_that_the_last_bit_depends_on_are_compared_and_no_others() -> None:
