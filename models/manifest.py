@@ -64,7 +64,8 @@ class Manifest:
     licence: str = ""
     """Licence of the weights, and of the data they learned from."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """How it was trained: resolved config, data set and its digest, kimg, device. Empty if imported."""
+    """How it was trained: resolved config, data set and its digest, kimg, device. Of a module that was
+    published what its publisher says; empty if imported."""
     metrics: tuple[Mapping[str, Any], ...] = ()
     """Figures, each with its protocol."""
     export: Mapping[str, Any] = field(default_factory=dict)

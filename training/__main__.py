@@ -185,6 +185,21 @@ def _presets(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    import torch
+
+    from training.bench import bench_penalties, bench_recipes, conditions, table
+    from training.device import choose_device
+
+    torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
+    measured = {"device": device, "rounds": options.rounds, "changes": _assignments(options.set)}
+    print(conditions(device, options.rounds), flush=True)
+    print(f"\n{table(bench_recipes(options.preset, **measured), 'recipe')}", flush=True)
+    print(f"\n{table(bench_penalties(**measured), 'R1 and R2 in r3')}")
+    return 0
+
+
 def _download(options: argparse.Namespace) -> int:
     from training.data.fashion_mnist import download
 
@@ -196,12 +211,18 @@ def _download(options: argparse.Namespace) -> int:
 def _config_of(options: argparse.Namespace) -> TrainConfig:
     flags = {"total_kimg": options.total_kimg, "seed": options.seed}
     assignments = {name: text for name, text in flags.items() if text is not None}
-    for assignment in options.set:
+    return preset(options.preset).override(assignments | _assignments(options.set))
+
+
+def _assignments(texts: Sequence[str]) -> dict[str, str]:
+    """`field=value` each, by field."""
+    assignments = {}
+    for assignment in texts:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise InvalidValue(f"--set must be field=value, got {show(assignment)}")
         assignments[name] = text
-    return preset(options.preset).override(assignments)
+    return assignments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -294,6 +315,21 @@ def _parser() -> argparse.ArgumentParser:
 
     presets = verbs.add_parser("presets", help="list the presets and their fields")
     presets.set_defaults(verb=_presets)
+
+    bench = verbs.add_parser("bench", help="measure how fast recipes train, beside a plain PyTorch loop")
+    bench.set_defaults(verb=_bench)
+    bench.add_argument(
+        "--preset",
+        action="append",
+        default=[],
+        help="a recipe to measure beside the plain loop's; repeatable",
+    )
+    bench.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    bench.add_argument("--threads", metavar="N", type=_positive_int, default=1, help="CPU threads (1)")
+    bench.add_argument("--rounds", metavar="N", type=_positive_int, default=7, help="rounds in turns (7)")
+    bench.add_argument(
+        "--set", metavar="FIELD=VALUE", action="append", default=[], help="set a field in every recipe"
+    )
 
     download = verbs.add_parser("download", help="fetch Fashion-MNIST, checked by sha256")
     download.set_defaults(verb=_download)

@@ -49,9 +49,11 @@ def _header(manifest: Manifest) -> str:
         "library_name: ganserve",
         "pipeline_tag: unconditional-image-generation",
     ]
-    if "config" in manifest.training:  # a run of this package
+    if not {"imported_from", "published_from"} & set(manifest.export):  # a run of this package
+        config = manifest.training["config"]
+        kind = "vae" if config["objective"] == "elbo" else f"gan, {config.get('network', 'dcgan')}"
         lines += [
-            "tags: [gan, dcgan, onnx, image-generation]",
+            f"tags: [{kind}, onnx, image-generation]",
             f"datasets: [{manifest.training['data']['name']}]",
         ]
     else:

@@ -14,9 +14,9 @@ from torch import nn
 @torch.no_grad()
 def update_ema(G_ema: nn.Module, G: nn.Module, beta: float) -> None:
     """Move every weight and buffer of `G_ema` to beta * G_ema + (1 - beta) * G; integers are copied."""
-    averages = G_ema.state_dict()
-    for name, value in G.state_dict().items():
-        if value.is_floating_point():
-            averages[name].lerp_(value, 1.0 - beta)
-        else:
-            averages[name].copy_(value)
+    averages, values = G_ema.state_dict(), G.state_dict()
+    names = [name for name, value in values.items() if value.is_floating_point()]
+    # One call for all of them: hundreds of small ones cost 1 % of an iteration, and more on a GPU.
+    torch._foreach_lerp_([averages[name] for name in names], [values[name] for name in names], 1.0 - beta)
+    for name in values.keys() - set(names):
+        averages[name].copy_(values[name])

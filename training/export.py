@@ -9,6 +9,7 @@ an artifact is (`models`).
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from models.errors import InvalidValue
+from models.errors import InvalidValue, show
 from models.golden import Render
 from models.manifest import GRAPH_FILE, Manifest, Truncation
 from models.sampling import Prior
@@ -112,6 +113,7 @@ def publish(
     what `Store.draft` raises.
     """
     _check_eval(module)
+    _check_told(training or {})
     check_range(value_range)
     if layout is not None:
         check_layout(layout)
@@ -204,7 +206,19 @@ def _manifest_of(snapshot: Snapshot, G: Generator, name: str, version: int, lice
     )
 
 
+def _check_told(training: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(training, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidValue(f"training must be what JSON can hold, got {show(training)}: {error}") from None
+
+
 def _check_eval(module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InvalidValue(
+            f"module must be Python code, got TorchScript ({type(module).__name__}): "
+            "publish the module that it was made of"
+        )
     for path, one in module.named_modules():
         if one.training:
             raise InvalidValue(

@@ -23,7 +23,8 @@ def adam(
 ) -> torch.optim.Adam:
     """Adam for `take_step`; `waits` is False for a device that the loop does not wait for."""
     betas = (config.adam_beta1, config.adam_beta2)
-    optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, fused=None if waits else True)
+    # Fused: a step costs a third, which is 2-3 % of an iteration of small networks on a CPU.
+    optimizer = torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True)
     if not waits:
         device = optimizer.param_groups[0]["params"][0].device
         _attributes(optimizer)["found_inf"] = torch.zeros((), device=device)  # torch's name for the flag

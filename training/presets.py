@@ -1,14 +1,17 @@
 """Named configs: functions that return a complete one.
 
-Each is headed by its command and by what it gave when it was measured. Refuses to own: the
-fields (`training.config`).
+Each is headed by its command, what its networks cost, and what it gave when it was measured: the Fréchet
+distance of 10,000 images to the test split (the training split has 0.4, noise 578) and the share of them
+in which the class asked for is found (0.89 of the test split's), both by a small classifier that learned
+from the training split (two convolutions, 128 features). One seed each, on one thread of an AMD EPYC:
+distances of neighbours do not rank their recipes. Refuses to own: the fields (`training.config`).
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from models.errors import InvalidValue, show
 from training.config import TrainConfig
@@ -20,9 +23,8 @@ def fashion_mnist() -> TrainConfig:
 
     gantrain train --preset fashion-mnist --run-dir RUN_DIR
 
-    16 minutes on one thread of an AMD EPYC (700-850 images/s). Measured with the features of a small
-    classifier, 10,000 images, one seed: Fréchet distance 2.1 to the test split, where the training split
-    has 0.4; the classifier finds 0.91 of the classes asked for, and 0.89 in the test split.
+    G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
+    16 minutes (700-850 images/s): Fréchet distance 2.1, classes found 0.91.
     """
     return TrainConfig(
         preset="fashion-mnist",
@@ -37,7 +39,103 @@ def fashion_mnist() -> TrainConfig:
     )
 
 
-PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {"fashion-mnist": fashion_mnist}
+def textbook() -> TrainConfig:
+    """The game as the founding chapter writes it: G minimises log(1 - D(G(z))).
+
+    gantrain train --preset textbook --run-dir RUN_DIR
+
+    G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
+    """
+    return _small("textbook", objective="minimax", G_lr=2e-3, D_lr=2e-3)
+
+
+def ns_dcgan() -> TrainConfig:
+    """The classic: G maximises log D(G(z)), with the DCGAN paper's learning rate and β1.
+
+    gantrain train --preset ns-dcgan --run-dir RUN_DIR
+
+    G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
+    """
+    return _small(
+        "ns-dcgan", objective="nonsaturating", G_lr=2e-4, D_lr=2e-4, adam_beta1=0.5, lr_decay_start=1.0
+    )
+
+
+def r3() -> TrainConfig:
+    """The stable recipe: relativistic pairs, R1 and R2 each step, residual networks without normalisation.
+
+    gantrain train --preset r3 --run-dir RUN_DIR
+
+    G: 0.339 M parameters, 14.3 M MACs an image. D: 0.167 M parameters, 7.83 M MACs an image.
+    """
+    return _small(
+        "r3",
+        network="residual",
+        objective="relativistic",
+        r1_gamma=1.0,
+        r2_gamma=1.0,
+        r1_interval=1,
+        G_lr=2e-3,
+        D_lr=2e-3,
+    )
+
+
+def hinge_sn() -> TrainConfig:
+    """The hinge loss, and a spectrally normalised D.
+
+    gantrain train --preset hinge-sn --run-dir RUN_DIR
+
+    G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
+    """
+    return _small("hinge-sn", objective="hinge", D_spectral_norm=True, G_lr=4e-3, D_lr=4e-3)
+
+
+def lsgan() -> TrainConfig:
+    """Least squares: D answers 1 for a real, 0 for a fake, and pays the square of its error.
+
+    gantrain train --preset lsgan --run-dir RUN_DIR
+
+    G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
+    """
+    return _small("lsgan", objective="least_squares", G_lr=2e-3, D_lr=2e-3)
+
+
+def wgan_gp() -> TrainConfig:
+    """The Wasserstein distance, and the gradient penalty that bounds D's slope; one step of D for one of G.
+
+    gantrain train --preset wgan-gp --run-dir RUN_DIR
+
+    G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
+    """
+    return _small("wgan-gp", objective="wasserstein", gp_weight=10.0, G_lr=1e-3, D_lr=1e-3, adam_beta2=0.9)
+
+
+def vae() -> TrainConfig:
+    """No game but a variational autoencoder, the contrast: nothing to balance, and blurry images.
+
+    gantrain train --preset vae --run-dir RUN_DIR
+
+    G: 0.665 M parameters, 9.93 M MACs an image. Encoder: 0.431 M parameters, 4.59 M MACs an image.
+    """
+    return _small("vae", objective="elbo", G_lr=2e-3, D_lr=2e-3)
+
+
+def _small(preset: str, **fields: Any) -> TrainConfig:
+    """What the recipes for Fashion-MNIST share: a run of minutes, with the pair that `fashion-mnist` has."""
+    shared = {"total_kimg": 60, "G_channels": 48, "D_channels": 32, "adam_beta1": 0.0, "lr_decay_start": 0.0}
+    return TrainConfig(preset=preset, **(shared | fields))
+
+
+PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {
+    "fashion-mnist": fashion_mnist,
+    "textbook": textbook,
+    "ns-dcgan": ns_dcgan,
+    "r3": r3,
+    "hinge-sn": hinge_sn,
+    "lsgan": lsgan,
+    "wgan-gp": wgan_gp,
+    "vae": vae,
+}
 
 
 def preset(name: str) -> TrainConfig:

@@ -128,27 +128,39 @@ _TALKATIVE: Final = ("torch.onnx", "torch.fx", "torch.export", "torch._export")
 
 
 def _check_node(node: torch.fx.Node, operator: torch._ops.OpOverload) -> None:
-    if _is_switched(node, operator, on=True):
+    trains = _trains(node, operator)
+    if trains:
         raise GraphRefused(
             f"the module must have nothing in training mode, {_place(node)} is ({operator}): an image would "
             "depend on chance or on its batch mates. Call .eval() on the module before the export"
         )
-    if torch.Tag.nondeterministic_seeded in operator.tags and not _is_switched(node, operator, on=False):
+    if torch.Tag.nondeterministic_seeded in operator.tags and trains is None:
         raise GraphRefused(
             f"the module must draw no random numbers, {_place(node)} does ({operator}): a seed would not "
             "name an image. Draw the noise once and register it as a buffer, or take it from the latents"
         )
+    if isinstance(_argument(node, operator, "groups"), torch.fx.Node):
+        raise GraphRefused(
+            f"a convolution must have one kernel for all rows, {_place(node)} has as many groups as rows: "
+            "scale the activations, convolve, demodulate, as training/networks/style.py does"
+        )
 
 
-def _is_switched(node: torch.fx.Node, operator: torch._ops.OpOverload, *, on: bool) -> bool:
-    """Whether `operator` has a training mode, which is `on` at this node."""
+def _trains(node: torch.fx.Node, operator: torch._ops.OpOverload) -> bool | None:
+    """Whether `node` is in training mode; None for an operator that has none."""
     if operator._overloadname == "no_stats":  # an instance norm's form: its statistics are the row's own
-        return False
+        return None
+    switches = (_argument(node, operator, name) for name in ("train", "training"))
+    return next((bool(switch) for switch in switches if switch is not None), None)
+
+
+def _argument(node: torch.fx.Node, operator: torch._ops.OpOverload, name: str) -> Any:
+    """What `node` gives `operator` as the argument `name`; None for an argument that there is not."""
     for place, argument in enumerate(operator._schema.arguments):
-        if argument.name in ("train", "training"):
-            given = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-            return bool(argument.default_value if given is None else given) == on
-    return False
+        if argument.name == name:
+            given = node.args[place] if place < len(node.args) else node.kwargs.get(name)
+            return argument.default_value if given is None else given
+    return None
 
 
 def _place(node: torch.fx.Node) -> str:

@@ -93,7 +93,7 @@ def test_a_stored_config_that_is_none_is_refused(values: dict[str, object], sent
 
 
 def test_an_unknown_preset_is_refused_by_name() -> None:
-    with pytest.raises(InvalidValue, match="preset must be one of fashion-mnist, got 'cifar'"):
+    with pytest.raises(InvalidValue, match=r"preset must be one of fashion-mnist, .*, got 'cifar'"):
         preset("cifar")
 
 

@@ -61,7 +61,7 @@ def save(
         "label": torch.zeros(rows, dtype=torch.int64),
         "psi": torch.ones(rows),
     }
-    shapes = {name: {0: torch.export.Dim("rows")} for name in example} if dynamic else None
+    shapes = {name: {0: torch.export.Dim("rows", min=2, max=32)} for name in example} if dynamic else None
     arguments = ((), example) if by_name else (tuple(example.values()), {})
     torch.export.save(torch.export.export(module, *arguments, dynamic_shapes=shapes), path)
     return path

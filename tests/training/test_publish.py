@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.utils as old
 from torch import Tensor, nn
-from torch.nn.functional import dropout, one_hot
+from torch.nn.functional import conv2d, dropout, one_hot
 from torch.nn.utils import parametrizations
 
 from models.errors import InvalidValue
@@ -249,6 +249,16 @@ class _BatchNorm(Toy):
         self.batch_norm = nn.BatchNorm2d(6, track_running_stats=False).eval()
 
 
+class _FusedModulation(Toy):
+    """A kernel for each row, as StyleGAN2's code has it: one convolution with as many groups as rows."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        images = super().forward(z)  # [N, 3, 8, 12]
+        kernels = z[:, :3].reshape(-1, 1, 1, 1).expand(-1, 1, 3, 3)
+        merged = conv2d(images.reshape(1, -1, 8, 12), kernels, padding=1, groups=3 * z.shape[0])
+        return merged.reshape(images.shape)
+
+
 class _Branches(Toy):
     def forward(self, z: Tensor, psi: Tensor) -> Tensor:
         if psi != 1:
@@ -283,6 +293,8 @@ class _Centres(Toy):
         (_Drops(), {}, "nothing in training mode, its forward (_Drops) is (aten.dropout.default)"),
         (_Noisy(), {}, "draw no random numbers, its forward (_Noisy) does (aten.randn_like.default)"),
         (_BatchNorm(), {}, "nothing in training mode, batch_norm (BatchNorm2d) is (aten.batch_norm.default)"),
+        (_FusedModulation(), {}, "for all rows, its forward (_FusedModulation) has as many groups as rows"),
+        (Toy(), {"training": {"kimg": {1, 2}}}, "training must be what JSON can hold, got {'kimg': {1, 2}}"),
         (_Branches(), {"truncation": "w"}, "must not decide in Python by the values of its inputs, "
          "test_publish.py line "),
         (_BranchesOnAny(), {}, "`return super().forward(-z if (z > 3).any() else z)`. Write it for each row"),
@@ -305,6 +317,13 @@ def test_what_cannot_be_served_is_refused_with_the_way_out(
     module: nn.Module, choices: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
     assert sentence in refusal(module, tmp_path, **choices)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    module = torch.jit.trace(Toy(), latents())
+
+    assert "module must be Python code, got TorchScript" in refusal(module, tmp_path)
 
 
 def test_what_is_doubtful_is_warned_of(tmp_path: Path) -> None:

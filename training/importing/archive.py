@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy.typing as npt
 import torch
@@ -23,6 +23,8 @@ from training.importing.evidence import Foreign, one_line
 from training.importing.interface import Interface
 from training.importing.reading import ForeignFile
 from training.tracing import check_program, quiet_torch, to_onnx
+
+_BATCH: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class _ForeignProgram(Foreign):
     """Runs the program itself, in torch on the CPU."""
 
     def __init__(self, archive: ForeignArchive, interface: Interface, batch: int | None) -> None:
-        super().__init__(interface, batch)
+        super().__init__(interface, batch or _allowed_batch(archive.program))
         self._archive = archive
         self._module = archive.program.module()
         self._place = archive.output_names.index(interface.output.name)
@@ -90,3 +92,11 @@ class _ForeignProgram(Foreign):
         answers = tree_leaves(self._module(*arguments, **keywords))
         values: npt.NDArray[Any] = answers[self._place].numpy()
         return values
+
+
+def _allowed_batch(program: ExportedProgram) -> int:
+    """A batch size in the range that the program was saved for; 16 where that is free."""
+    size = _BATCH
+    for allowed in program.range_constraints.values():
+        size = min(max(size, allowed.lower), allowed.upper)
+    return int(size)

@@ -35,8 +35,9 @@ class SpectralNorm(nn.Module):
     v: Tensor
 
     def forward(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):  # σ in fp32 also where D computes in bf16
-            return weight / torch.dot(self.u, weight.flatten(1).mv(self.v))
+        # Products by element: matrix products would be rounded to bf16 where D computes in it.
+        sigma = (self.u[:, None] * weight.flatten(1) * self.v).sum()
+        return weight / sigma
 
     @torch.no_grad()
     def advance(self, weight: Tensor) -> None:

@@ -1,0 +1,53 @@
+"""Presets: complete configs whose docstrings are true."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from training.config import TrainConfig
+from training.data import DataShape
+from training.networks.cost import Cost, pair_costs
+from training.presets import PRESETS, preset, train_command
+
+FASHION_MNIST = DataShape(img_channels=1, num_classes=10)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_headed_by_its_command_and_its_cost(name: str) -> None:
+    config = preset(name)
+    text = inspect.getdoc(PRESETS[name]) or ""
+    second = "Encoder" if config.objective == "elbo" else "D"
+
+    G, D = pair_costs(config, FASHION_MNIST)
+
+    assert config.preset == name
+    assert f"\ngantrain train --preset {name} --run-dir RUN_DIR" in text
+    assert f"\nG: {G}. {second}: {D}." in text
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_command_makes_its_config_again(name: str) -> None:
+    config = preset(name).override({"z_dim": "32", "seed": "7"})
+
+    words = train_command(config, "fashion-mnist", threads=1).split()
+
+    assert words[:4] == ["gantrain", "train", "--preset", name]
+    assert words[-2:] == ["--set", "z_dim=32"]
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_costs_are_those_of_the_layers() -> None:
+    layer = torch.nn.Conv2d(3, 8, kernel_size=5, padding=2, groups=1)
+
+    cost = Cost.of(layer, torch.zeros(1, 3, 16, 16))
+
+    assert cost.parameters == 3 * 8 * 25 + 8
+    assert cost.macs == 16 * 16 * 3 * 8 * 25
+    assert str(cost) == "0.000608 M parameters, 0.154 M MACs an image"
+    grouped = Cost.of(torch.nn.Conv2d(8, 8, 3, padding=1, groups=4), torch.zeros(1, 8, 4, 4))
+    assert grouped.macs == 16 * 8 * 2 * 9
+    doubled = Cost.of(torch.nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1), torch.zeros(1, 8, 4, 4))
+    assert doubled.macs == 16 * 8 * 4 * 16
