@@ -84,9 +84,12 @@ class Batch:
 
 def computed(network: nn.Module, *inputs: Tensor | None, precision: Precision) -> Tensor:
     """What `network` makes of `inputs`, as float32; the way there may be bf16."""
-    device_type = next(network.parameters()).device.type
-    with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
-        output: Tensor = network(*inputs)
+    output: Tensor
+    if precision == "fp32":
+        output = network(*inputs)
+        return output
+    with torch.autocast(next(network.parameters()).device.type, torch.bfloat16):
+        output = network(*inputs)
     return output.float()
 
 
@@ -95,9 +98,10 @@ def gradients(network: nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
-def statistics(network: nn.Module) -> list[Tensor]:
-    """What `network` measures of its batches and keeps: BatchNorm's running means and variances."""
-    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+def statistics(*networks: nn.Module) -> Iterator[Tensor]:
+    """What `networks` measure of their batches and keep: BatchNorm's running means and variances."""
+    for network in networks:
+        yield from (buffer for buffer in network.buffers() if buffer.is_floating_point())
 
 
 def discriminator_phase(
@@ -265,7 +269,7 @@ class Trainer:
         config, state = self.config, self.state
         self._set_lr()
         figures = self._autoencode() if config.objective == "elbo" else self._play(LOSSES[config.objective])
-        self._processes.average(statistics(state.G) + statistics(state.D))
+        self._processes.average(statistics(state.G, state.D))
         state.cur_nimg += config.iteration_nimg
         update_ema(state.G_ema, state.G, ema_beta(state.cur_nimg, config))
         return self._processes.gather(figures)

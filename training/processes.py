@@ -10,7 +10,7 @@ shared when (`training.loop`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -39,9 +39,9 @@ class Processes:
         """Whether this one reads and writes the run folder, and speaks."""
         return self.rank == 0
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, with the same bits in all of them."""
-        if self.count == 1 or not tensors:
+        if self.count == 1 or not (tensors := list(tensors)):
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with _another_may_end():
