@@ -13,9 +13,10 @@ from models.errors import InvalidValue
 from training.augment import NO_AUGMENT, Augment
 from training.config import AUGMENTATIONS
 from training.data import DataShape
-from training.loop import Batch, Trainer, discriminator_phase, generator_phase
+from training.loop import Trainer
 from training.losses import LOSSES
 from training.penalties import PenaltyWeights
+from training.phases import Batch, Rules, discriminator_phase, generator_phase
 from training.reals import DatasetReals
 from training.snapshot import TrainState
 from training.streams import RowDraws
@@ -129,9 +130,10 @@ def test_both_phases_show_d_augmented_images_and_penalties_are_of_the_images_as_
         images, class_idx = reals.batch(0, 16)
         batch = Batch(reals=images, class_idx=class_idx, z=torch.ones(16, 8), draws=_draws(16))
         weights = PenaltyWeights(r1=1.0, r2=1.0)
-        figures.append(generator_phase(state, LOSSES["relativistic"], [batch], augment))
+        rules = Rules(losses=LOSSES["relativistic"], weights=weights, augment=augment)
+        figures.append(generator_phase(state, rules, [batch]))
         state = TrainState.fresh(config, toy_dataset().shape)
-        figures[-1] |= discriminator_phase(state, LOSSES["relativistic"], [batch], weights, augment)
+        figures[-1] |= discriminator_phase(state, rules, [batch])
 
     plain, augmented = figures
     torch.testing.assert_close(augmented["r1_penalty"], plain["r1_penalty"])

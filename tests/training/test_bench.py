@@ -11,8 +11,8 @@ from toy_training import toy_dataset
 from training.__main__ import main
 from training.bench import PlainLoop, bench_penalties, bench_recipes
 from training.device import CPU
-from training.loop import Batch, discriminator_phase, generator_phase
 from training.losses import LOSSES
+from training.phases import Batch, Rules, discriminator_phase, generator_phase
 from training.presets import preset
 from training.snapshot import TrainState
 from training.streams import RowDraws
@@ -35,14 +35,14 @@ def test_the_plain_loop_learns_the_same_mathematics() -> None:
     draws = RowDraws(torch.Generator().manual_seed(0), 4, slice(None))
     reals, class_idx = draws.normal(1, 16, 16), draws.integers(2)
     z_D, asked, z_G = draws.normal(4), draws.integers(2), draws.normal(4)
-    losses = LOSSES["nonsaturating"]
+    rules = Rules(losses=LOSSES["nonsaturating"])
 
     for _ in range(3):
         plain_D_loss, plain_G_loss = plain.learn(reals, class_idx, z_D, asked, z_G)
         figures = discriminator_phase(
-            state, losses, [Batch(reals=reals, class_idx=class_idx, z=z_D, draws=draws)]
+            state, rules, [Batch(reals=reals, class_idx=class_idx, z=z_D, draws=draws)]
         )
-        figures |= generator_phase(state, losses, [Batch(reals=reals, class_idx=asked, z=z_G, draws=draws)])
+        figures |= generator_phase(state, rules, [Batch(reals=reals, class_idx=asked, z=z_G, draws=draws)])
 
         assert figures["D_loss"].mean().item() == pytest.approx(plain_D_loss, rel=1e-4)
         assert figures["G_loss"].mean().item() == pytest.approx(plain_G_loss, rel=1e-4)

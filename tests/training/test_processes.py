@@ -19,7 +19,8 @@ from models.errors import InvalidValue
 from training.__main__ import main
 from training.config import TrainConfig
 from training.errors import RunError
-from training.loop import Batch, Trainer, own_microbatches
+from training.loop import Trainer, own_microbatches
+from training.phases import Batch
 from training.processes import ALONE, Processes, joined
 from training.reals import DatasetReals
 from training.run_folder import RunFolder
@@ -187,7 +188,7 @@ def test_the_shares_of_the_processes_are_the_whole_batch(monkeypatch: pytest.Mon
     def shown(processes: Processes) -> list[Batch]:
         seen: list[Batch] = []
 
-        def note(state: TrainState, losses: object, batches: list[Batch], *rest: object) -> dict[str, Any]:
+        def note(state: TrainState, rules: object, batches: list[Batch]) -> dict[str, Any]:
             seen.extend(batches)
             return {}
 

@@ -14,11 +14,12 @@ from toy_training import toy_config, toy_dataset
 from models.errors import InvalidValue
 from training.config import TrainConfig
 from training.data import DataShape
-from training.loop import Batch, discriminator_phase, generator_phase, train
+from training.loop import train
 from training.losses import LOSSES
 from training.networks import build_pair
 from training.networks.spectral_norm import advance_power_iteration, normalise_spectrally
 from training.penalties import PenaltyWeights
+from training.phases import Batch, Rules, discriminator_phase, generator_phase
 from training.reals import DatasetReals
 from training.run_folder import RunFolder
 from training.snapshot import TrainState
@@ -132,9 +133,11 @@ def test_one_step_of_d_is_one_round_and_phase_2_moves_no_bit_of_d() -> None:
     draws = RowDraws(torch.Generator().manual_seed(0), 16, slice(None))
     batch = Batch(reals=images, class_idx=class_idx, z=torch.randn(16, 8), draws=draws)
 
-    generator_phase(state, LOSSES["hinge"], [batch])
+    generator_phase(state, Rules(losses=LOSSES["hinge"]), [batch])
     after_phase_2 = copy.deepcopy(state.D.state_dict())
-    discriminator_phase(state, LOSSES["hinge"], [batch, batch], PenaltyWeights(r1=1.0, sigma=0.05))
+    discriminator_phase(
+        state, Rules(losses=LOSSES["hinge"], weights=PenaltyWeights(r1=1.0, sigma=0.05)), [batch, batch]
+    )
 
     assert all(torch.equal(expected[name], after_phase_2[name]) for name in expected)
     assert all(torch.equal(value, follower.get_buffer(name)) for name, value in state.D.named_buffers())

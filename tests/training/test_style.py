@@ -16,8 +16,9 @@ from models.manifest import GRAPH_FILE
 from models.store import Store
 from training.export import export_run
 from training.graph_session import GraphSession
-from training.loop import frozen, train
+from training.loop import train
 from training.networks.style import W_AVG_BETA, Mapping, ModulatedConv, StyleGenerator
+from training.phases import frozen
 from training.run_folder import RunFolder
 from training.verify import verify
 

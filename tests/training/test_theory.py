@@ -15,9 +15,10 @@ from torch import Tensor
 
 from training.config import TrainConfig
 from training.data.mixtures import Mixture
-from training.loop import Batch, Trainer, discriminator_phase
+from training.loop import Trainer
 from training.losses import LOSSES
 from training.networks import Generator
+from training.phases import Batch, Rules, discriminator_phase
 from training.reals import MixtureReals
 from training.schedules import lr_scale
 from training.snapshot import TrainState
@@ -64,7 +65,7 @@ def test_a_converged_discriminator_is_the_ratio_of_the_densities() -> None:
         stream = generator_at(config.seed, state.cur_nimg, "D")
         draws = RowDraws(stream, config.batch_size, slice(None), state.device)
         batch = Batch(reals=points, class_idx=None, z=draws.normal(config.z_dim), draws=draws)
-        discriminator_phase(state, LOSSES[config.objective], [batch])
+        discriminator_phase(state, Rules(losses=LOSSES[config.objective]), [batch])
         state.cur_nimg += config.batch_size
 
     x = np.linspace(-3, 3, 601)  # in units of the mixture's scale, as the networks see points
