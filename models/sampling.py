@@ -9,10 +9,12 @@ Refuses to own: networks, sessions, files.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -178,8 +180,22 @@ class SeedRanges(Sequence[int]):
                 )
         return cls(tuple(ranges))
 
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The position after the last seed of each range."""
+        return list(itertools.accumulate(len(one) for one in self.ranges))
+
     def __len__(self) -> int:
-        return sum(len(one) for one in self.ranges)
+        return self._ends[-1] if self.ranges else 0
+
+    def __str__(self) -> str:
+        """Range text of the same seeds in the same order; ranges that follow each other become one."""
+        joined: list[range] = []
+        for one in self.ranges:
+            if joined and joined[-1].stop == one.start:
+                one = range(joined.pop().start, one.stop)
+            joined.append(one)
+        return ",".join(f"{one[0]}" if len(one) == 1 else f"{one[0]}-{one[-1]}" for one in joined)
 
     def __iter__(self) -> Iterator[int]:
         for one in self.ranges:
@@ -189,11 +205,10 @@ class SeedRanges(Sequence[int]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = index + len(self) if index < 0 else index
-        for one in self.ranges:
-            if 0 <= position < len(one):
-                return one[position]
-            position -= len(one)
-        raise IndexError(index)
+        if not 0 <= position < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._ends, position)
+        return self.ranges[number][position - self._ends[number]]
 
 
 def seeds_text(seeds: Iterable[int]) -> str:

@@ -10,15 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from models.errors import ContractError, InvalidValue
 from models.store import SHIPPED_STORE, Store
 from service import __version__
 from service.errors import StartError
-
-if TYPE_CHECKING:
-    from service.signing import ImageSigner
+from service.offline.errors import SampleError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,12 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ContractError, StartError) as error:
         print(f"ganserve: {error}", file=sys.stderr)
         return 2
+    except SampleError as error:
+        print(f"ganserve: {error}", file=sys.stderr)
+        return error.exit_status
     except KeyboardInterrupt:
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    from service.settings import SignAlgorithm, add_flags
+    from service.settings import add_flags
 
     parser = argparse.ArgumentParser(
         prog="ganserve", description="Serve trained generators: a seed names an image."
@@ -51,44 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(serve)
     serve.set_defaults(run=_serve)
 
-    sample = verbs.add_parser(
-        "sample", allow_abbrev=False, help="write images to a folder", description="Write images to a folder."
-    )
-    _add_store(sample)
-    sample.add_argument(
-        "--model", default="fashion-mnist", metavar="NAME[:V]", help="default: fashion-mnist, highest version"
-    )
-    sample.add_argument(
-        "--seeds", required=True, metavar="RANGES", help='such as "0-99,200"; a seed names an image'
-    )
-    sample.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
-    sample.add_argument(
-        "--class-idx", type=int, metavar="K", help="one class for all; default: seed %% num_classes"
-    )
-    sample.add_argument(
-        "--truncation-psi", type=float, metavar="PSI", help="1 (default) is off, 0 the average image"
-    )
-    sample.add_argument("--format", default="png", choices=["png", "jpg", "webp", "npy"])
-    sample.add_argument(
-        "--marks",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="write into each image (XMP) that it is generated, and how to make it again",
-    )
-    sample.add_argument("--sign", action="store_true", help="sign each image (C2PA); needs the extra c2pa")
-    sample.add_argument(
-        "--sign-cert-file", type=Path, metavar="FILE", help="PEM: signing certificate and its issuers"
-    )
-    sample.add_argument("--sign-key-file", type=Path, metavar="FILE", help="PEM: its private key")
-    sample.add_argument(
-        "--sign-algorithm",
-        default="es256",
-        choices=get_args(SignAlgorithm),
-        help="of that key; default: es256",
-    )
-    sample.add_argument("--accelerator", default="cpu", choices=["cpu", "cuda"])
-    sample.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
-    sample.set_defaults(run=_sample)
+    _add_sample(verbs)
 
     verify = verbs.add_parser(
         "verify",
@@ -138,6 +102,90 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_sample(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from service.offline.job import IMAGE_FORMATS, SET_FORMATS
+    from service.settings import SignAlgorithm
+
+    sample = verbs.add_parser(
+        "sample",
+        allow_abbrev=False,
+        help="make images without a server",
+        description="Make a set of images in a folder or at an fsspec address such as s3://bucket/folder. "
+        "The same command again goes on where it ended. Exit status: 0 done; 1 --check found damage, or "
+        "--merge a shard that is not there; 2 a mistake in what was asked for; 4 another digest than "
+        "--digest names; 5 another job is there; 6 the place cannot be used; 7 no room left; 8 a process "
+        "of the run was killed. Finished shards are kept whatever happens.",
+    )
+    what = sample.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seeds", metavar="RANGES", help='such as "0-99,200"; a seed names an image')
+    what.add_argument(
+        "--seeds-file",
+        type=Path,
+        metavar="FILE",
+        help="a seed a line; .csv or .jsonl with columns seed, class_idx, truncation_psi",
+    )
+    what.add_argument("--check", metavar="OUT", help="hash a whole set, and make a random 1 %% of it again")
+    what.add_argument("--merge", metavar="OUT", help="write the manifest of a set whose shards are all there")
+    _add_store(sample)
+    sample.add_argument(
+        "--model", default="fashion-mnist", metavar="NAME[:V]", help="default: fashion-mnist, highest version"
+    )
+    sample.add_argument("--digest", metavar="HEX", help="refuse another model; 12 digits or more")
+    sample.add_argument("--out", metavar="DIR|URL", help="folder or address to write to")
+    sample.add_argument(
+        "--class-idx",
+        metavar="K|balanced|random",
+        help="one class for all, each in its turn, or one drawn from the seed; default: seed %% num_classes",
+    )
+    sample.add_argument(
+        "--truncation-psi", type=float, metavar="PSI", help="1 (default) is off, 0 the average image"
+    )
+    sample.add_argument(
+        "--format",
+        default="png",
+        choices=SET_FORMATS,
+        help="png (default), jpg, webp: a folder of images; the others: shards of one file",
+    )
+    sample.add_argument(
+        "--images",
+        choices=IMAGE_FORMATS,
+        help="what images are inside webdataset, zip and parquet; default: png",
+    )
+    sample.add_argument(
+        "--shard-size", type=int, default=1000, metavar="N", help="images a shard; default 1000"
+    )
+    sample.add_argument(
+        "--shards",
+        default="0/1",
+        metavar="i/N|/N",
+        help="make every Nth shard from i on; /N takes i from JOB_COMPLETION_INDEX",
+    )
+    sample.add_argument(
+        "--marks",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write into each image (XMP) that it is generated, and how to make it again",
+    )
+    sample.add_argument("--sign", action="store_true", help="sign each image (C2PA); needs the extra c2pa")
+    sample.add_argument(
+        "--sign-cert-file", type=Path, metavar="FILE", help="PEM: signing certificate and its issuers"
+    )
+    sample.add_argument("--sign-key-file", type=Path, metavar="FILE", help="PEM: its private key")
+    sample.add_argument(
+        "--sign-algorithm",
+        default="es256",
+        choices=get_args(SignAlgorithm),
+        help="of that key; default: es256",
+    )
+    sample.add_argument("--accelerator", default="cpu", choices=["cpu", "cuda"])
+    sample.add_argument("--threads", type=int, default=1, metavar="N", help="ONNX Runtime threads")
+    sample.add_argument(
+        "--workers", type=int, metavar="N", help="processes a device; default: one a CPU, 1 on cuda"
+    )
+    sample.add_argument("--json", action="store_true", help="JSON lines of progress and result on stdout")
+    sample.set_defaults(run=_sample)
+
+
 def _add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store", type=Path, default=SHIPPED_STORE, metavar="DIR", help="default: the shipped store"
@@ -152,51 +200,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from models.sampling import SeedRanges
-    from service.offline import sample_to_folder
+    from service.offline.command import run
 
-    seeds = SeedRanges.parse(arguments.seeds)
     _check_threads(arguments.threads)
-    artifact = Store(arguments.store).resolve(arguments.model)
-    artifact.verify()
-    progress = sample_to_folder(
-        artifact,
-        seeds,
-        arguments.out,
-        class_idx=arguments.class_idx,
-        truncation_psi=arguments.truncation_psi,
-        fmt=arguments.format,
-        accelerator=arguments.accelerator,
-        threads=arguments.threads,
-        marks=arguments.marks,
-        signer=_signer(arguments),
-    )
-    written = 0
-    for written in progress:
-        if sys.stderr.isatty():
-            print(f"\r{written}/{len(seeds)} images", end="", file=sys.stderr, flush=True)
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    print(f"{_images(written)} of {artifact.address} ({artifact.digest[:12]}) in {arguments.out}")
-    return 0
-
-
-def _signer(arguments: argparse.Namespace) -> ImageSigner | None:
-    from service.settings import SignFiles
-    from service.signing import ImageSigner
-
-    cert_file, key_file = arguments.sign_cert_file, arguments.sign_key_file
-    if not arguments.sign:
-        if cert_file or key_file:
-            raise InvalidValue(f"--sign must be given with {cert_file or key_file}")
-        return None
-    if cert_file is None or key_file is None:
-        raise InvalidValue("--sign needs --sign-cert-file and --sign-key-file")
-    if arguments.format == "npy":
-        raise InvalidValue("--sign must be left out where format is npy")
-    signer = ImageSigner(SignFiles(cert_file, key_file, arguments.sign_algorithm))
-    signer.check()
-    return signer
+    return run(arguments)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from models.errors import InvalidValue, show
 from models.manifest import Manifest
 from models.sampling import (
-    LatentSampler,
     check_seed,
     latents_from_seeds,
     resolve_class_idx,
@@ -123,10 +122,6 @@ class Rows:
         """The seed of one row, or None where its latents were given."""
         seed = int(self.seeds[row])
         return None if seed == LATENTS_GIVEN else seed
-
-    def drawn_latents(self, sampler: LatentSampler) -> npt.NDArray[np.float32]:
-        """Latents [N, z_dim] of the rows, drawn from their seeds where not given."""
-        return sampler.draw(self.seeds) if self.latents is None else self.latents
 
     def name(self, row: int) -> str:
         """What a file of this row is called, without its ending: `seed0000000042`, `row00007`."""

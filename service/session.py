@@ -61,15 +61,12 @@ class Session:
     ):
         self.artifact = artifact
         self.runtime_version = check_runtime(accelerator)
-        self.provider = _PROVIDERS[accelerator]
+        self.provider = provider_of(accelerator)
         self._buckets: Buckets | None = None
         self._session: Any = None
         sizes = options.buckets_on(accelerator)
-        self.arithmetic = ""
+        self.arithmetic = arithmetic_of(accelerator, options)
         """What besides provider and version decides the pixels; empty on the CPU, where nothing does."""
-        if accelerator == "cuda":
-            facts = {"bucket": sizes[-1], "deterministic": options.deterministic, "tf32": options.tf32}
-            self.arithmetic = " ".join(f"{name}={value:d}" for name, value in facts.items())
 
         def open_(graphs: bool) -> None:
             self._session = None  # its memory first
@@ -137,6 +134,20 @@ class Session:
         """Replay golden rows (the first `rows`, or all); return the largest grey-level difference."""
         golden = Golden.load(self.artifact.verified_file(GOLDEN_FILE), self.artifact.manifest)
         return golden.largest_difference(self.run, self.artifact.manifest, rows)
+
+
+def provider_of(accelerator: Accelerator) -> str:
+    """ONNX Runtime's name of what runs on `accelerator`."""
+    return _PROVIDERS[accelerator]
+
+
+def arithmetic_of(accelerator: Accelerator, options: DeviceOptions = _DEFAULT_OPTIONS) -> str:
+    """What besides provider and version decides the pixels that a session would make."""
+    if accelerator == "cpu":
+        return ""
+    largest = options.buckets_on(accelerator)[-1]
+    facts = {"bucket": largest, "deterministic": options.deterministic, "tf32": options.tf32}
+    return " ".join(f"{name}={value:d}" for name, value in facts.items())
 
 
 def check_runtime(accelerator: Accelerator) -> str:

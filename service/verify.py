@@ -24,10 +24,10 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from models.errors import ContractError, DamagedArtifact, InvalidValue, show
-from models.sampling import LatentSampler
 from models.store import Artifact, Store
 from service.device import Accelerator
 from service.encoding import Format, encode_image, encode_walk
+from service.generator import Generator
 from service.provenance import Mark, Rendering, read_mark
 from service.rows import Rows
 from service.session import Session
@@ -202,13 +202,12 @@ class _Maker:
 
     def __init__(self, artifact: Artifact, accelerator: Accelerator, threads: int) -> None:
         self.manifest = artifact.manifest
-        self._session = Session(artifact, accelerator, threads)
-        self._sampler = LatentSampler(self.manifest.z_dim, self.manifest.prior)
+        self._generator = Generator(artifact, accelerator, threads)
 
     def rendering(self, mark: Mark) -> Rendering:
         """As it is rendered here, under the name that the mark gives it: a digest may have several."""
         named = replace(self.manifest, name=mark.model)
-        session = self._session
+        session = self._generator.session
         return Rendering(named, session.provider, session.runtime_version, True, session.arithmetic)
 
     def rows(self, mark: Mark) -> Rows:
@@ -223,16 +222,17 @@ class _Maker:
 
     def pixels(self, rows: Sequence[Rows]) -> list[npt.NDArray[np.uint8]]:
         """The images [n, H, W, C] of each of `rows`, made together."""
-        latents = np.concatenate([one.drawn_latents(self._sampler) for one in rows])
+        z_dim = self.manifest.z_dim
+        seeds = np.concatenate([one.seeds for one in rows])
         class_idx = np.concatenate([one.class_idx for one in rows])
         truncation_psi = np.concatenate([one.truncation_psi for one in rows])
+        latents = np.concatenate(
+            [np.empty((len(one), z_dim), np.float32) if one.latents is None else one.latents for one in rows]
+        )
+        parts = [slice(start, start + _MICROBATCH) for start in range(0, len(seeds), _MICROBATCH)]
         images = [
-            self._session.run(
-                latents[start : start + _MICROBATCH],
-                class_idx[start : start + _MICROBATCH],
-                truncation_psi[start : start + _MICROBATCH],
-            )
-            for start in range(0, len(latents), _MICROBATCH)
+            self._generator.make(seeds[part], class_idx[part], truncation_psi[part], latents[part])
+            for part in parts
         ]
         ends = np.cumsum([len(one) for one in rows])[:-1]
         return np.split(np.concatenate(images), ends)

@@ -18,23 +18,20 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from models.errors import ContractError, DamagedArtifact
-from models.sampling import LatentSampler
 from models.store import Store
 from service import channel, log
 from service.device import Accelerator, DeviceOptions
 from service.encoding import FORMATS
 from service.errors import EXIT_REFUSED, DeviceLost, StartError
+from service.generator import GOLDEN_ROWS_AT_START, Generator
 from service.provenance import Rendering
-from service.session import Session
 from service.slots import LATENTS_GIVEN, Slot, SlotLayout, map_slots
-
-_GOLDEN_ROWS_AT_START: Final = 8
 
 logger = logging.getLogger(__name__)
 
@@ -80,17 +77,12 @@ def work(settings: WorkerSettings, model_name: str, device: str) -> None:
     os._exit(0)  # also while a session is being opened
 
 
+@dataclass(frozen=True, eq=False)
 class _Loaded:
     """One version, ready to run."""
 
-    def __init__(self, session: Session, slots: list[Slot], marks: bool) -> None:
-        manifest = session.artifact.manifest
-        self.session = session
-        self.rendering = Rendering(
-            manifest, session.provider, session.runtime_version, marks, session.arithmetic
-        )
-        self.slots = slots
-        self.sampler = LatentSampler(manifest.z_dim, manifest.prior)
+    generator: Generator
+    slots: list[Slot]
 
 
 class _Loader(threading.Thread):
@@ -132,14 +124,22 @@ class _Loader(threading.Thread):
             slots = map_slots(fd, layout, message["slots"])
         finally:
             os.close(fd)
-        session = Session(artifact, settings.accelerator, settings.threads, self._device_id, settings.options)
-        difference = session.golden_difference(_GOLDEN_ROWS_AT_START)
+        generator = Generator(
+            artifact,
+            settings.accelerator,
+            settings.threads,
+            self._device_id,
+            settings.options,
+            settings.marks,
+        )
+        session = generator.session
+        difference = session.golden_difference(GOLDEN_ROWS_AT_START)
         if settings.strict and difference:
             raise StartError(
                 f"{artifact.address}: golden rows differ by up to {difference} grey levels "
                 f"on {session.provider}, and --strict asks for bit-exact ones"
             )
-        self.loaded[message["load"]] = _Loaded(session, slots, settings.marks)
+        self.loaded[message["load"]] = _Loaded(generator, slots)
         return {
             "loaded": message["load"],
             "provider": session.provider,
@@ -172,21 +172,18 @@ def _run(message: dict[str, Any], loaded: _Loaded) -> dict[str, Any]:
     started, rows = time.monotonic(), message["rows"]
     slot = loaded.slots[message["slot"]]
     try:
-        seeds = slot.seeds[:rows]
-        drawn = seeds != LATENTS_GIVEN
-        slot.latents[:rows][drawn] = loaded.sampler.draw(seeds[drawn])
-        images = loaded.session.run(
-            slot.latents[:rows], slot.class_idx[:rows], slot.truncation_psi[:rows]
+        images = loaded.generator.make(
+            slot.seeds[:rows], slot.class_idx[:rows], slot.truncation_psi[:rows], slot.latents[:rows]
         )  # [N, H, W, C] uint8
         device_s = time.monotonic() - started
-        write_made(images, slot, loaded.rendering)
+        write_made(images, slot, loaded.generator.rendering)
     except DeviceLost:
         raise
     except (
         Exception
     ) as error:  # ONNX Runtime raises a dozen unrelated classes; these rows fail, not the worker
         return {"failed": message["run"], "error": f"{type(error).__name__}: {error}"[:500]}
-    bucket = loaded.session.bucket(rows)
+    bucket = loaded.generator.session.bucket(rows)
     return {"done": message["run"], "started": started, "device_s": device_s, "bucket": bucket}
 
 

@@ -19,7 +19,8 @@ def test_each_file_is_named_by_its_seed_and_nothing_else_is_left(toy_store: Path
     assert sample(toy_store, "--model", "toy", "--seeds", "3,100-139", "--out", str(tmp_path / "out")) == 0
 
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [f"seed{seed:010d}.png" for seed in (3, *range(100, 140))]
+    images = [f"seed{seed:010d}.png" for seed in (3, *range(100, 140))]
+    assert names == ["manifest.json", "metadata.jsonl", *images]
 
 
 def test_a_run_repeated_with_other_ranges_gives_the_same_bytes(toy_store: Path, tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(
 
     status = sample(toy_store, "--model", "toy", "--seeds", "1", "--out", str(tmp_path / "file/out"))
 
-    assert status == 2
+    assert status == 6
     assert "out must be a folder that can be written: Not a directory" in capsys.readouterr().err
 
 

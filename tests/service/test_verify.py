@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -43,10 +44,12 @@ def made(toy_store: Path, tmp_path: Path) -> Callable[..., Path]:
     """Make one image offline: `made(seed=7, fmt="png")` gives its path."""
 
     def make(seed: int = 7, fmt: str = "png", *flags: str, model: str = "toy") -> Path:
-        out = tmp_path / "made"
-        arguments = ["--model", model, "--seeds", str(seed), "--format", fmt, "--out", str(out), *flags]
-        assert main(["sample", "--store", str(toy_store), *arguments]) == 0
-        return out / f"seed{seed:010d}.{fmt}"
+        with tempfile.TemporaryDirectory(dir=tmp_path, prefix=".") as out:  # a folder holds one set
+            arguments = ["--model", model, "--seeds", str(seed), "--format", fmt, "--out", out, *flags]
+            assert main(["sample", "--store", str(toy_store), *arguments]) == 0
+            (tmp_path / "made").mkdir(exist_ok=True)
+            name = f"seed{seed:010d}.{fmt}"
+            return Path(out, name).rename(tmp_path / "made" / name)
 
     return make
 
@@ -269,7 +272,7 @@ def test_a_folder_without_an_image_proves_nothing(verify: Verify, tmp_path: Path
 def test_more_images_than_a_microbatch_come_in_their_order(
     verify: Verify, toy_store: Path, tmp_path: Path
 ) -> None:
-    for model, seeds in (("toy", "0-20"), ("plain", "30-49")):
+    for folder, model, seeds in (("1", "toy", "0-20"), ("2", "plain", "30-49")):
         main(
             [
                 "sample",
@@ -280,15 +283,17 @@ def test_more_images_than_a_microbatch_come_in_their_order(
                 "--seeds",
                 seeds,
                 "--out",
-                str(tmp_path / "made"),
+                str(tmp_path / "made" / folder),
             ]
         )
 
     status, lines = verify(tmp_path / "made")
 
-    seeds = [*range(21), *range(30, 50)]
+    names = [f"1/seed{seed:010d}" for seed in range(21)] + [f"2/seed{seed:010d}" for seed in range(30, 50)]
     assert status == 0
-    assert lines[:-1] == [f"{tmp_path}/made/seed{seed:010d}.png: identical" for seed in seeds]
+    assert [line for line in lines if "seed" in line] == [
+        f"{tmp_path}/made/{name}.png: identical" for name in names
+    ]
 
 
 BAD_VALUES = [

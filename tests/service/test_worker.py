@@ -13,9 +13,9 @@ from models.store import Artifact
 from service.batching import Segment
 from service.encoding import FORMATS
 from service.errors import DeviceLost
+from service.generator import Generator
 from service.microbatch import Microbatch
 from service.provenance import Rendering
-from service.session import Session
 from service.slots import LATENTS_GIVEN, Slot, SlotLayout, create_memory, map_slots
 from service.worker import _Loaded, _run, write_made
 
@@ -101,8 +101,8 @@ def test_a_microbatch_that_fails_is_told_and_a_device_that_is_lost_ends_the_work
     def run(*_: Any) -> None:
         raise error
 
-    loaded = _Loaded(Session(artifact), [slot], marks=True)
-    monkeypatch.setattr(loaded.session, "run", run)
+    loaded = _Loaded(Generator(artifact), [slot])
+    monkeypatch.setattr(loaded.generator.session, "run", run)
     message = {"run": 7, "slot": 0, "rows": 5}
 
     if answer is None:

@@ -1,0 +1,114 @@
+"""What is to be made. A job and its shards are a pure function of seeds, parameters, model and format.
+
+No time, no machine and no path is part of it, so a run that begins again, or runs elsewhere, makes the
+same files; two jobs that differ in a field make different ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Literal, get_args
+
+from models.errors import InvalidValue, show
+
+SetFormat = Literal["png", "jpg", "webp", "npy", "npz", "webdataset", "zip", "parquet"]
+"""What a set is: a folder of images (png, jpg, webp), or shards of one file each."""
+ImageFormat = Literal["png", "jpg", "webp", "raw"]
+"""What an image is inside a set; raw: its pixels, uint8."""
+
+SET_FORMATS: Final[tuple[SetFormat, ...]] = get_args(SetFormat)
+IMAGE_FORMATS: Final[tuple[ImageFormat, ...]] = get_args(ImageFormat)
+SHARD_SUFFIXES: Final[dict[SetFormat, str]] = {
+    "npy": "npy",
+    "npz": "npz",
+    "webdataset": "tar",
+    "zip": "zip",
+    "parquet": "parquet",
+}
+"""Endings of the formats whose shards are one file; of the others each image is a file."""
+
+MAX_SHARD_SIZE: Final = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that decides the bytes of a set."""
+
+    model: str
+    """The model's name, which marks carry."""
+    digest: str
+    """64 hex of all that makes the pixels."""
+    render_id: str
+    """What else could change an image's bytes: provider, runtime, encoder, marks."""
+    marks: bool
+    """Whether each image says what it is."""
+    seeds: str
+    """Range text, or `seeds.csv:` and the sha256 of that file."""
+    images: int
+    """How many rows there are."""
+    class_idx: int | str | None
+    """The rule: a class, "balanced", "random", "column"; None: seed % num_classes."""
+    truncation_psi: float | str | None
+    """One for all, or "column"."""
+    format: SetFormat
+    image_format: ImageFormat
+    shard_size: int
+    """Images a shard; the last may hold fewer."""
+    writer: str | None
+    """The library and version that lays out the file, where that is none of ours."""
+    signed: bool
+    """Signed files are never the same twice."""
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return -(-self.images // self.shard_size)
+
+    def rows_of(self, shard: int) -> range:
+        """The rows of one shard."""
+        return range(shard * self.shard_size, min(self.images, (shard + 1) * self.shard_size))
+
+    def file_of(self, shard: int) -> str | None:
+        """The name of a shard's file; None where each image is a file of its own."""
+        suffix = SHARD_SUFFIXES.get(self.format)
+        return None if suffix is None else f"{shard_name(shard)}.{suffix}"
+
+    def to_facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_facts(cls, facts: object) -> Job:
+        """Read what `to_facts` gave. Raises InvalidValue for what no job says."""
+        if not isinstance(facts, dict) or set(facts) != {one.name for one in fields(cls)}:
+            raise InvalidValue(f"a job must have its fields, and no others, got {show(facts)}")
+        job = cls(**facts)
+        whole = [job.images, job.shard_size]
+        if (
+            any(type(one) is not int or one < 1 for one in whole)
+            or not all(isinstance(text, str) for text in (job.model, job.digest, job.seeds))
+            or job.format not in SET_FORMATS
+            or job.image_format not in IMAGE_FORMATS
+        ):
+            raise InvalidValue(f"a job's fields must be as they were written, got {show(facts)}")
+        return job
+
+    def differences(self, earlier: Job) -> list[str]:
+        """What differs from an earlier job, a few words a field."""
+        now, was = self.to_facts(), earlier.to_facts()
+        return [
+            f"{name} was {show(was[name])} and is {show(now[name])} now"
+            for name in now
+            if now[name] != was[name]
+        ]
+
+
+def shard_name(shard: int) -> str:
+    """`shard-00007`"""
+    return f"shard-{shard:05d}"
+
+
+def to_text(facts: Mapping[str, Any]) -> bytes:
+    """JSON as all our files have it: two spaces, one newline at the end."""
+    return (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode()

@@ -1,0 +1,198 @@
+"""What is done: a receipt for each finished shard, and at last `manifest.json`, which says that all are.
+
+A receipt is written when a shard's files are under their names, the manifest when every shard has its
+receipt: whichever process finds that writes it, and whoever writes it writes the same. Then nothing is
+left below `.ganserve/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from models.errors import InvalidValue, show
+from service.offline.errors import OtherJob
+from service.offline.job import Job, shard_name, to_text
+from service.offline.places import OWN_FOLDER, Place, put_text
+
+MANIFEST_NAME: Final = "manifest.json"
+METADATA_NAME: Final = "metadata.jsonl"
+SEEDS_NAME: Final = "seeds.csv"
+SCHEMA_VERSION: Final = 1
+
+_JOB_NAME: Final = "job.json"
+_RECEIPTS: Final = f"{OWN_FOLDER}/receipts"
+_RECEIPT: Final = re.compile(r"shard-(\d{5,9})\.json", re.ASCII)
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished shard's files are."""
+
+    images: int
+    bytes: int
+    """Of all its files together."""
+    sha256: str
+    """64 hex, over its files one after the other."""
+    golden_difference: int
+    """The largest grey-level difference of golden rows where it was made; 0: bit-exact."""
+
+    @classmethod
+    def of(cls, images: int, files: Sequence[Path], golden_difference: int) -> Receipt:
+        """The receipt of local files."""
+        total = sum(file.stat().st_size for file in files)
+        return cls(images, total, _sha256(file.open("rb") for file in files), golden_difference)
+
+    @classmethod
+    def from_facts(cls, facts: Any) -> Receipt:
+        """Raises InvalidValue."""
+        if not isinstance(facts, dict) or not {one.name for one in fields(cls)} <= set(facts):
+            raise InvalidValue(f"a receipt must name images, bytes and sha256, got {show(facts)}")
+        receipt = cls(**{one.name: facts[one.name] for one in fields(cls)})
+        if any(type(one) is not int for one in (receipt.images, receipt.bytes, receipt.golden_difference)):
+            raise InvalidValue(f"a receipt's counts must be integers, got {show(facts)}")
+        return receipt
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the file of the rows' facts is, where a set has one."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What the manifest of a complete set says."""
+
+    job: Job
+    receipts: list[Receipt]
+    metadata: Metadata | None
+
+
+def _sha256(files: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for opened in files:
+        with opened as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Records:
+    """What a place says of one job."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    # -- the job ----------------------------------------------------------------------------------
+
+    def job(self) -> Job | None:
+        """The job that is at work here, None if there is none. Raises OtherJob for what is no job."""
+        data = self.place.read(f"{OWN_FOLDER}/{_JOB_NAME}")
+        return None if data is None else self._job(data, _JOB_NAME)
+
+    def put_job(self, job: Job) -> None:
+        put_text(self.place, _JOB_NAME, to_text(job.to_facts()), OWN_FOLDER)
+
+    def _job(self, data: bytes, name: str) -> Job:
+        try:
+            facts = json.loads(data)
+            return Job.from_facts(facts["job"] if name == MANIFEST_NAME else facts)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise OtherJob(f"{self.place} holds a {name} that is not ours: {error}") from None
+
+    # -- shards -----------------------------------------------------------------------------------
+
+    def put_receipt(self, shard: int, receipt: Receipt) -> None:
+        put_text(self.place, f"{shard_name(shard)}.json", to_text(asdict(receipt)), _RECEIPTS)
+
+    def receipts(self) -> set[int]:
+        """The shards that have a receipt of their own."""
+        found = (_RECEIPT.fullmatch(name) for name in self.place.names(_RECEIPTS))
+        return {int(match[1]) for match in found if match}
+
+    def receipt(self, shard: int) -> Receipt | None:
+        """A shard's own receipt, None where there is none or it cannot be read."""
+        data = self.place.read(f"{_RECEIPTS}/{shard_name(shard)}.json")
+        try:
+            return None if data is None else Receipt.from_facts(json.loads(data))
+        except (ValueError, RecursionError):
+            return None
+
+    def golden_difference(self) -> int | None:
+        """That of a shard that is there, None where none is."""
+        for shard in self.receipts():
+            if receipt := self.receipt(shard):
+                return receipt.golden_difference
+        sealed = self.manifest()
+        return sealed.receipts[0].golden_difference if sealed else None
+
+    def has_sizes(self, receipt: Receipt, files: Iterable[str]) -> bool:
+        """Whether a shard's files are there and together as large as its receipt says."""
+        total = 0
+        for name in files:
+            size = self.place.size(name)
+            if size is None:
+                return False
+            total += size
+        return total == receipt.bytes
+
+    def is_whole(self, receipt: Receipt, files: Sequence[str]) -> bool:
+        """Whether a shard's files are what its receipt says, to the last bit."""
+        if not self.has_sizes(receipt, files):
+            return False
+        return _sha256(self.place.open(name) for name in files) == receipt.sha256
+
+    # -- the whole --------------------------------------------------------------------------------
+
+    def manifest(self) -> Sealed | None:
+        """What the manifest says, None while there is none. Raises OtherJob for one that is not ours."""
+        data = self.place.read(MANIFEST_NAME)
+        if data is None:
+            return None
+        job = self._job(data, MANIFEST_NAME)
+        try:
+            facts = json.loads(data)
+            receipts = [Receipt.from_facts(one) for one in facts["shards"]]
+            described = facts["metadata"]
+            metadata = described and Metadata(int(described["bytes"]), str(described["sha256"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise OtherJob(f"{self.place} holds a {MANIFEST_NAME} that is not ours: {error}") from None
+        if len(receipts) != job.shards:
+            raise OtherJob(
+                f"{self.place} holds a {MANIFEST_NAME} that is not ours: "
+                f"its job has {job.shards} shards, it lists {len(receipts)}"
+            )
+        return Sealed(job, receipts, metadata)
+
+    def is_metadata(self, metadata: Metadata) -> bool:
+        """Whether the file of the rows' facts is what the manifest says."""
+        if self.place.size(METADATA_NAME) != metadata.bytes:
+            return False
+        return _sha256([self.place.open(METADATA_NAME)]) == metadata.sha256
+
+    def put_manifest(self, job: Job, receipts: Sequence[Receipt], metadata: Metadata | None) -> None:
+        """Say that the set is complete, and tidy up."""
+        shards = []
+        for number, receipt in enumerate(receipts):
+            rows = job.rows_of(number)
+            where = {"file": name} if (name := job.file_of(number)) else {"rows": [rows.start, rows.stop]}
+            shards.append({**where, **asdict(receipt)})
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "job": job.to_facts(),
+            "images": sum(one.images for one in receipts),
+            "bytes": sum(one.bytes for one in receipts),
+            "metadata": metadata and {"file": METADATA_NAME, **asdict(metadata)},
+            "shards": shards,
+        }
+        put_text(self.place, MANIFEST_NAME, to_text(facts))
+        self.place.remove(OWN_FOLDER)
