@@ -62,6 +62,7 @@ def _train(options: argparse.Namespace) -> int:
         from training.data import open_dataset
         from training.device import device_name
         from training.loop import train
+        from training.networks.cost import cost_sentences
         from training.processes import joined
 
         if options.threads is not None:
@@ -72,7 +73,8 @@ def _train(options: argparse.Namespace) -> int:
                 fields = (f"{name}={value}" for name, value in config.to_dict().items())
                 print(f"data: {dataset.name} {dataset.digest[:12]}, {len(dataset)} images")
                 print(f"device: {device_name(device)}; processes: {processes.count}")
-                print("config:", *fields, flush=True)
+                print("config:", *fields)
+                print(cost_sentences(config, dataset.shape), flush=True)
             state = train(
                 config,
                 dataset,

@@ -63,11 +63,16 @@ class TrainState:
         G, D = build_pair(config, shape)
         for network in (G, D):  # 11-15 % faster convolutions on a CPU
             network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # no stub
+        G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+        if config.compile:
+            G.compile()
+            if not config.differentiates_twice:
+                D.compile()
         waits = device.type == "cpu"
         return cls(
             G=G,
             D=D,
-            G_ema=copy.deepcopy(G).eval().requires_grad_(False),
+            G_ema=G_ema,
             G_optimizer=adam(G.parameters(), config.G_lr, config, waits=waits),
             D_optimizer=adam(D.parameters(), config.D_lr, config, waits=waits),
         )

@@ -42,7 +42,13 @@ def test_train_export_verify_and_grid_say_what_came_out(
 
     printed = capsys.readouterr().out
     assert codes == [0] * 5
-    for sentence in ("data: halves", "config: preset=fashion-mnist", "0.128 kimg", "published halves:1"):
+    for sentence in (
+        "data: halves",
+        "config: preset=fashion-mnist",
+        "MACs an image",
+        "0.128 kimg",
+        "published halves:1",
+    ):
         assert sentence in printed
     assert "bit-exact" in printed
     of_run, of_artifact = (np.asarray(Image.open(tmp_path / name)) for name in ("run.png", "art.png"))

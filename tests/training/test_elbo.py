@@ -69,7 +69,9 @@ def _reconstruction_levels(state: TrainState) -> float:
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_trained_decoder_is_exported_and_served_like_any_generator(labelled: bool, tmp_path: Path) -> None:
-    config = toy_config(objective="elbo", total_kimg=1.6, G_lr=4e-3, D_lr=4e-3, r1_gamma=0, adam_beta1=0.0)
+    config = toy_config(
+        objective="elbo", elbo_sigma=0.2, total_kimg=1.6, G_lr=4e-3, D_lr=4e-3, r1_gamma=0, adam_beta1=0.0
+    )
     dataset, run = toy_dataset(labelled=labelled), RunFolder(tmp_path / "run")
 
     state = train(config, dataset, run, tick_kimg=2)

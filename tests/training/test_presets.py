@@ -9,7 +9,7 @@ import torch
 
 from training.config import TrainConfig
 from training.data import DataShape
-from training.networks.cost import Cost, pair_costs
+from training.networks.cost import Cost, cost_sentences
 from training.presets import PRESETS, preset, train_command
 
 FASHION_MNIST = DataShape(img_channels=1, num_classes=10)
@@ -19,13 +19,12 @@ FASHION_MNIST = DataShape(img_channels=1, num_classes=10)
 def test_a_preset_is_headed_by_its_command_and_its_cost(name: str) -> None:
     config = preset(name)
     text = inspect.getdoc(PRESETS[name]) or ""
-    second = "Encoder" if config.objective == "elbo" else "D"
 
-    G, D = pair_costs(config, FASHION_MNIST)
+    sentences = cost_sentences(config, FASHION_MNIST)
 
     assert config.preset == name
     assert f"\ngantrain train --preset {name} --run-dir RUN_DIR" in text
-    assert f"\nG: {G}. {second}: {D}." in text
+    assert f"\n{sentences}" in text
 
 
 @pytest.mark.parametrize("name", PRESETS)

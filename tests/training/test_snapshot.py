@@ -206,3 +206,25 @@ def test_a_folder_of_the_format_before_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(RunError, match=r"snapshot\.pt, which is of format 1 and is not read any more"):
         load_newest(RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "compiled"),
+    [
+        ({"compile": False}, {"G": False, "D": False}),
+        ({"compile": True, "r1_gamma": 0}, {"G": True, "D": True}),
+        ({"compile": True, "r1_gamma": 1.0}, {"G": True, "D": False}),
+        ({"compile": True, "r1_gamma": 1.0, "penalty_form": "finite_difference"}, {"G": True, "D": True}),
+        ({"compile": True, "r1_gamma": 0, "gp_weight": 10.0}, {"G": True, "D": False}),
+    ],
+)
+def test_what_a_penalty_differentiates_twice_is_not_compiled(
+    changes: dict[str, object], compiled: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(module))
+
+    state = TrainState.fresh(toy_config(**changes), toy_dataset().shape)
+
+    assert {name: getattr(state, name) in asked for name in ("G", "D")} == compiled
+    assert state.G_ema not in asked

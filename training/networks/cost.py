@@ -47,5 +47,12 @@ def pair_costs(config: TrainConfig, shape: DataShape) -> tuple[Cost, Cost]:
         return Cost.of(G, torch.zeros(1, config.z_dim), class_idx), Cost.of(D, samples, class_idx)
 
 
+def cost_sentences(config: TrainConfig, shape: DataShape) -> str:
+    """What `pair_costs` counts, for people."""
+    G, D = pair_costs(config, shape)
+    second = "Encoder" if config.objective == "elbo" else "D"
+    return f"G: {G}. {second}: {D}."
+
+
 def _millions(count: int) -> str:
     return f"{count / 1e6:.3g} M"
