@@ -89,6 +89,19 @@ def _noting_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     return seen
 
 
+def test_each_network_learns_at_its_own_rate_and_both_fall_alike() -> None:
+    """Two time scales: Heusel 2017."""
+    rates = []
+    for cur_nimg in (0, 128):
+        config = toy_config(network="mlp", G_lr=1e-4, D_lr=4e-4, lr_decay_start=0.0, lr_floor=0.5)
+        state = TrainState.fresh(config, toy_dataset().shape)
+        state.cur_nimg = cur_nimg
+        Trainer(config, DatasetReals(toy_dataset(), 0), state).run_iteration()
+        rates += [optimizer.param_groups[0]["lr"] for optimizer in (state.G_optimizer, state.D_optimizer)]
+
+    assert rates == pytest.approx([1e-4, 4e-4, 5e-5, 2e-4])
+
+
 def test_each_step_of_the_discriminator_sees_the_next_reals_and_fresh_latents(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -81,27 +81,11 @@ def start(code: str, count: int = 2) -> list[subprocess.Popen[str]]:
 
 
 def play_every_recipe(folder: str) -> None:
-    """What each of two processes does: `folder` gets what it played."""
+    """What each of two processes does: `folder` gets what it played. Then one is gone without a word."""
     with joined("cpu") as (processes, _):
         results = {name: played(recipe_config(name), processes) for name in RECIPES}
+        results["BatchNorm"] = played(toy_config(network="dcgan"), processes)
         torch.save(results, Path(folder, f"{processes.rank}.pt"))
-
-
-def test_two_processes_have_the_losses_and_weights_of_one_with_the_same_batch(tmp_path: Path) -> None:
-    processes = start(f"import test_processes as t; t.play_every_recipe({str(tmp_path)!r})")
-
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-    leader, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    torch.testing.assert_close(other, leader, rtol=0, atol=0)  # the same bits in both
-    for name in RECIPES:
-        torch.testing.assert_close(leader[name], played(recipe_config(name)), rtol=1e-5, atol=1e-5)
-
-
-def leave_the_leader_alone() -> None:
-    """What each of two processes does: one is gone where the other waits for it."""
-    with joined("cpu") as (processes, _):
         assert processes.any(processes.leads)
         if not processes.leads:
             os._exit(9)
@@ -112,14 +96,49 @@ def leave_the_leader_alone() -> None:
             os._exit(2)
 
 
-def test_a_process_that_ends_ends_the_other_with_a_sentence() -> None:
-    leader, other = start("import test_processes as t; t.leave_the_leader_alone()")
-
-    printed, _ = leader.communicate(timeout=60)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
+    """What each of two processes played, and what the first said when the second was gone."""
+    folder = tmp_path_factory.mktemp("played")
+    leader, other = start(f"import test_processes as t; t.play_every_recipe({str(folder)!r})")
+    said, errors = leader.communicate(timeout=120)
     other.communicate(timeout=60)
-    assert (leader.returncode, other.returncode) == (2, 9)
-    assert printed.startswith("another process of this run has ended or cannot be reached, so this one ends")
-    assert printed.count("\n") == 1
+    assert (leader.returncode, other.returncode) == (2, 9), errors
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)], said
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_have_the_losses_and_weights_of_one_with_the_same_batch(
+    name: str, two_processes: tuple[list[dict[str, Any]], str]
+) -> None:
+    (leader, other), _ = two_processes
+
+    torch.testing.assert_close(other[name], leader[name], rtol=0, atol=0)  # the same bits in both
+    torch.testing.assert_close(leader[name], played(recipe_config(name)), rtol=1e-5, atol=1e-5)
+
+
+def test_batchnorm_measures_each_part_and_all_keep_the_mean_of_what_was_measured(
+    two_processes: tuple[list[dict[str, Any]], str],
+) -> None:
+    (leader, other), _ = two_processes
+    alone = played(toy_config(network="dcgan"))["G"]
+
+    G = leader["BatchNorm"]["G"]
+
+    torch.testing.assert_close(other["BatchNorm"], leader["BatchNorm"], rtol=0, atol=0)
+    means = [name for name in G if name.endswith("running_mean")]
+    assert means
+    for name in means:  # not the batch's to the last digit, but near it
+        torch.testing.assert_close(G[name], alone[name], rtol=0.2, atol=0.02)
+
+
+def test_a_process_that_ends_ends_the_other_with_a_sentence(
+    two_processes: tuple[list[dict[str, Any]], str],
+) -> None:
+    _, said = two_processes
+
+    assert said.startswith("another process of this run has ended or cannot be reached, so this one ends too")
+    assert said.count("\n") == 1
 
 
 def _train(run_dir: Path, data: Path, total_kimg: float) -> list[str]:
