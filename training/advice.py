@@ -14,7 +14,7 @@ def when_not_finite(config: TrainConfig) -> str:
     tries = [f"G_lr and D_lr below {config.G_lr:g} and {config.D_lr:g}"]
     if config.precision == "bf16":
         tries.insert(0, "precision=fp32")
-    if not _slope_is_held(config):
+    if config.objective != "elbo" and not (config.r1_gamma or config.gp_weight or config.D_spectral_norm):
         tries.append("r1_gamma above 0")
     return " or ".join(tries)
 
@@ -33,12 +33,10 @@ def when_won(config: TrainConfig) -> str:
 
 def when_collapsed(config: TrainConfig) -> str:
     """G makes the same few images."""
+    if config.objective == "elbo":  # the noise it assumes is so strong that latents say nothing
+        return f"elbo_sigma below {config.elbo_sigma:g}"
     tries = []
     if config.objective != "relativistic" or not config.r1_gamma or not config.r2_gamma:
         tries.append("objective=relativistic with r1_gamma and r2_gamma above 0")
     tries.append(f"G_lr and D_lr below {config.G_lr:g} and {config.D_lr:g}")
     return " or ".join(tries)
-
-
-def _slope_is_held(config: TrainConfig) -> bool:
-    return bool(config.r1_gamma or config.gp_weight or config.D_spectral_norm)

@@ -221,13 +221,34 @@ def test_a_damaged_artifact_fails_verify_with_exit_code_1(
     assert "model.onnx is not the file that was published" in capsys.readouterr().err
 
 
-def test_a_changed_setting_in_the_same_run_folder_is_refused_by_name(
+def test_a_changed_setting_in_the_same_run_folder_is_refused_by_name_unless_overridden(
     data_zip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = train_arguments(tmp_path, data_zip, total_kimg=0.032)
     assert main(arguments) == 0
 
-    code = main([*arguments, "--set=G_lr=0.1"])
+    codes = [main([*arguments, "--set=G_lr=0.1", *more]) for more in ([], ["--override"])]
 
-    assert code == 2
-    assert "G_lr was 0.002 and is now 0.1" in capsys.readouterr().err
+    refused, overridden = capsys.readouterr().err.splitlines()
+    assert codes == [2, 0]
+    assert "G_lr was 0.002 and is now 0.1" in refused
+    assert overridden == "gantrain: caution: overridden at 0.032 kimg: G_lr was 0.002 and is now 0.1"
+
+
+def test_a_grid_of_a_run_whose_newest_snapshot_is_damaged_is_of_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    train(toy_config(total_kimg=0.032), toy_dataset(), run, tick_kimg=0.016)
+    grid = ["grid", str(run.path), "--seeds=0-3", "--out", str(tmp_path / "grid.png")]
+    run.snapshot_file(32).write_bytes(b"cut off")
+
+    code = main(grid)
+
+    assert code == 0
+    caution = capsys.readouterr().err
+    assert "gantrain: caution:" in caution
+    assert "is damaged" in caution
+    assert "the one before it is used, of 0.016 kimg" in caution
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == (32, 32)

@@ -128,14 +128,30 @@ def _nimg_of(run: RunFolder) -> int:
     return max((int(name.removeprefix("nimg")) for name in names), default=-1)
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_a_run_stopped_within_a_tick_ends_as_one_left_alone(labelled: bool, tmp_path: Path) -> None:
-    config, dataset = toy_config(total_kimg=0.16), toy_dataset(labelled=labelled)
+@pytest.mark.parametrize(
+    ("recipe", "labelled"),
+    [
+        ({}, True),
+        ({}, False),
+        ({"objective": "hinge", "r1_gamma": 0.0, "D_spectral_norm": True, "augment": "color,cutout"}, True),
+        (
+            {"network": "residual", "objective": "relativistic", "r2_gamma": 0.1, "r1_interval": 1}
+            | {"penalty_form": "finite_difference", "gamma_floor": 0.1, "microbatches": 2},
+            True,
+        ),
+        ({"objective": "wasserstein", "r1_gamma": 0.0, "gp_weight": 10.0, "d_steps": 2}, True),
+        ({"network": "mlp", "objective": "elbo", "r1_gamma": 0.0, "precision": "bf16"}, True),
+    ],
+)
+def test_a_run_stopped_within_a_tick_ends_as_one_left_alone(
+    recipe: dict[str, Any], labelled: bool, tmp_path: Path
+) -> None:
+    config, dataset = toy_config(total_kimg=0.16, **recipe), toy_dataset(labelled=labelled)
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     train(config, dataset, whole, tick_kimg=0.096)
 
     nimgs = []
-    for stop_after in (2, 3, 99):
+    for stop_after in (2, 2, 99):
         answers = iter([False] * stop_after + [True] * 99)
         state = train(config, dataset, parts, tick_kimg=0.096, should_stop=lambda: next(answers))  # noqa: B023
         nimgs.append(state.cur_nimg)
