@@ -202,6 +202,34 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _coverage(options: argparse.Namespace) -> int:
+    from training.coverage import recipes, search, table
+    from training.coverage.runs import play_all
+    from training.data.mixtures import MIXTURES
+
+    mixture = MIXTURES[options.mixture]
+    known = list(recipes.RECIPES) if options.tune else recipes.tuned_on(mixture.name)
+    names = options.recipes.split(",") if options.recipes else known
+    if options.tune:
+        total_kimg = options.total_kimg or recipes.TRIAL_KIMG[mixture.name]
+        configs = search.trial_configs(names, total_kimg=total_kimg, num_seeds=options.seeds or 2)
+    else:
+        total_kimg = options.total_kimg or recipes.TOTAL_KIMG[mixture.name]
+        configs = recipes.tuned_configs(
+            names, mixture.name, total_kimg=total_kimg, num_seeds=options.seeds or 5
+        )
+    print(f"{mixture.name}: {len(configs)} runs of {total_kimg:g} kimg, kept in {options.out}")
+    print(table.HEADER, flush=True)
+    runs = []
+    for run in play_all(mixture, configs, options.out, processes=options.processes):
+        runs.append(run)
+        print(table.run_line(run), flush=True)
+    print(table.HEADER)
+    for group in search.best_runs(runs) if options.tune else table.by_recipe(runs):
+        print(table.worst_line(group))
+    return 0
+
+
 def _download(options: argparse.Namespace) -> int:
     from training.data.fashion_mnist import download
 
@@ -331,6 +359,24 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", metavar="N", type=_positive_int, default=7, help="rounds in turns (7)")
     bench.add_argument(
         "--set", metavar="FIELD=VALUE", action="append", default=[], help="set a field in every recipe"
+    )
+
+    coverage = verbs.add_parser("coverage", help="train recipes on a 2-D mixture, count the modes they hold")
+    coverage.set_defaults(verb=_coverage)
+    coverage.add_argument("--mixture", choices=("ring", "grid"), required=True)
+    coverage.add_argument("--recipes", metavar="A,B,…", help="default: all that were tuned")
+    coverage.add_argument(
+        "--seeds", metavar="N", type=_positive_int, help="runs a recipe (5), or a trial (2)"
+    )
+    coverage.add_argument(
+        "--total-kimg", metavar="K", type=_positive_float, help="length of a run (default: the mixture's)"
+    )
+    coverage.add_argument("--tune", action="store_true", help="play the search, and show what it chooses")
+    coverage.add_argument(
+        "--processes", metavar="N", type=_positive_int, default=1, help="runs at a time, one thread each (1)"
+    )
+    coverage.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("coverage.jsonl"), help="keeps each finished run"
     )
 
     download = verbs.add_parser("download", help="fetch Fashion-MNIST, checked by sha256")
