@@ -47,6 +47,17 @@ class Trains(Toy):
         return w, dropout(images, 0.5, training=self.training)
 
 
+class Measures(Toy):
+    """In training mode its BatchNorm normalises by the batch that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(Z_DIM)
+
+    def forward(self, z: Tensor, label: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(self.norm(z), label, psi)
+
+
 class Draws(Toy):
     def forward(self, z: Tensor, label: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         return super().forward(z + torch.rand_like(z), label, psi)
@@ -103,6 +114,7 @@ def test_an_archive_gives_the_pixels_of_its_module(saved: dict[str, int], tmp_pa
     ("module", "sentence"),
     [
         (Trains().train(), "nothing in training mode, its forward (Trains) is (aten.dropout.default)"),
+        (Measures().train(), "nothing in training mode, norm (BatchNorm1d) is (aten.batch_norm.default)"),
         (Draws(), "must draw no random numbers, its forward (Draws) does (aten.rand_like.default)"),
     ],
 )

@@ -108,6 +108,10 @@ def test_w_avg_follows_the_mean_of_w_while_g_learns_and_rests_while_it_is_frozen
     means = w.detach().reshape(2, 32, 8).mean(dim=1)
     assert torch.allclose(mapping.w_avg, (1 - W_AVG_BETA**20) * means, atol=1e-5)
 
+    with torch.autocast("cpu", torch.bfloat16):
+        mapping(z, class_idx)
+    assert torch.allclose(mapping.w_avg, (1 - W_AVG_BETA**21) * means, atol=1e-4)
+
     before = mapping.w_avg.clone()
     mapping(z[:8], class_idx[:8])  # a batch without class 1
     assert torch.equal(mapping.w_avg[1], before[1])

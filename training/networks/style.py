@@ -80,7 +80,8 @@ class Mapping(nn.Module):
         for layer in self.layers:
             w = leaky_relu(layer(w), SLOPE) * GAIN
         if self.training and w.requires_grad:
-            self._track(w.detach().float(), class_idx)
+            with torch.autocast(w.device.type, enabled=False):
+                self._track(w.detach().float(), class_idx)
         return w
 
     def averages(self, class_idx: Tensor | None) -> Tensor:
