@@ -40,7 +40,9 @@ def run_of(
     config: TrainConfig, *, modes10: int, high_quality: float = 0.5, cpu_s: float = 1.0
 ) -> CoverageRun:
     found = Coverage(modes=8, modes10=modes10, high_quality=high_quality, jsd=0.1)
-    return CoverageRun(mixture="ring", config=config, coverage=found, cpu_s=cpu_s, environment={})
+    return CoverageRun(
+        mixture="ring", config=config, coverage=found, cpu_s=cpu_s, not_finite_nimg=None, environment={}
+    )
 
 
 def test_every_recipe_gets_the_same_eight_pairs_of_learning_rate_and_beta1() -> None:
@@ -141,6 +143,16 @@ def test_a_run_is_a_function_of_its_config_and_survives_its_file(tmp_path: Path)
     assert first.coverage == play(ring(), tiny()).coverage
     assert read_runs(file) == [first]
     assert (first.mixture, first.config, first.environment["threads"]) == ("ring", tiny(), 1)
+
+
+def test_a_run_whose_loss_is_not_finite_ends_there_and_is_judged_all_the_same() -> None:
+    config = config_of("lsgan", Settings(lr=1.0, beta1=0.0), total_kimg=6.4, seed=0)
+
+    run = play(ring(), config)
+
+    assert run.not_finite_nimg is not None
+    assert run.coverage.modes10 < 8
+    assert f"not finite at {run.not_finite_nimg / 1000:g} kimg" in run_line(run)
 
 
 def test_the_same_command_plays_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

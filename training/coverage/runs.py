@@ -24,7 +24,7 @@ from models.sampling import latents_from_seeds
 from training.config import TrainConfig
 from training.data.mixtures import Coverage, Mixture, coverage
 from training.environment import environment
-from training.errors import RunError
+from training.errors import NotFinite, RunError
 from training.files import atomic_file
 from training.loop import Trainer
 from training.networks import Generator
@@ -45,6 +45,8 @@ class CoverageRun:
     """Of G_ema."""
     cpu_s: float
     """CPU seconds of the process, all of its threads, in training."""
+    not_finite_nimg: int | None
+    """Where a loss or a gradient was not finite, which ended the run; None: it went to its end."""
     environment: dict[str, Any]
     """What it was computed on."""
 
@@ -60,18 +62,23 @@ class CoverageRun:
 
 
 def play(mixture: Mixture, config: TrainConfig) -> CoverageRun:
-    """Train one run to its end, on the CPU, and judge G_ema."""
+    """Train one run on the CPU, to its end or to a loss that is not finite, and judge G_ema."""
     reals = MixtureReals(mixture, config.seed)
     state = TrainState.fresh(config, reals.shape)
     trainer = Trainer(config, reals, state)
+    not_finite_nimg = None
     began_s = time.process_time()
-    while state.cur_nimg < config.total_nimg:
-        trainer.run_iteration()
+    try:
+        while state.cur_nimg < config.total_nimg:
+            trainer.run_iteration()
+    except NotFinite:
+        not_finite_nimg = state.cur_nimg
     return CoverageRun(
         mixture=mixture.name,
         config=config,
         coverage=judge(state.G_ema, mixture),
         cpu_s=round(time.process_time() - began_s, 1),
+        not_finite_nimg=not_finite_nimg,
         environment=environment(),
     )
 

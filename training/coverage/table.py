@@ -29,8 +29,11 @@ def settings_of(run: CoverageRun) -> Settings:
 
 
 def run_line(run: CoverageRun) -> str:
-    """One run."""
-    return _line([run], str(run.config.seed))
+    """One run; where it ended before its time, that too."""
+    line = _line([run], str(run.config.seed))
+    if run.not_finite_nimg is None:
+        return line
+    return f"{line}  not finite at {run.not_finite_nimg / 1000:g} kimg"
 
 
 def worst_line(runs: Sequence[CoverageRun]) -> str:
