@@ -8,6 +8,7 @@ generator that fails its checks is exit code 1. torch is imported by the verbs t
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from training.config import TrainConfig
 from training.errors import Collapsed, GraphRefused, MissingExtra, TrainingError
 from training.interrupt import StopRequest
 from training.log import said_at_the_prompt
-from training.presets import PRESETS, preset
+from training.presets import MEASURED, PRESETS, preset
 from training.run_folder import RunFolder
 
 _COLLAPSED_CODE = 3
@@ -180,10 +181,15 @@ def _grid(options: argparse.Namespace) -> int:
 
 
 def _presets(options: argparse.Namespace) -> int:
+    print(f"{MEASURED}\n")
     for name, make in PRESETS.items():
-        print(f"{name}: {(make.__doc__ or '').strip()}\n")
-        for field, value in make().to_dict().items():
+        print(f"{name}: {inspect.getdoc(make)}\n")
+        for field, value in make().settings().items():
             print(f"    {field} = {value}")
+        print()
+    print("Fields that a preset does not name have these values:\n")
+    for field, value in TrainConfig.defaults().items():
+        print(f"    {field} = {value}")
     return 0
 
 

@@ -221,6 +221,17 @@ class TrainConfig:
             values[name] = _from_text(text, name, types[name])
         return TrainConfig(**values)
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Values of the fields that have one."""
+        fields = dataclasses.fields(cls)
+        return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that are not at their default."""
+        missing, defaults = object(), self.defaults()
+        return {name: value for name, value in self.to_dict().items() if value != defaults.get(name, missing)}
+
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the fields in which two configs differ."""
         return [name for name, value in self.to_dict().items() if value != getattr(other, name)]

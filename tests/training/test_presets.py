@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 
+from training.__main__ import main
 from training.config import TrainConfig
 from training.data import DataShape
 from training.networks.cost import Cost, cost_sentences
@@ -50,3 +51,17 @@ def test_costs_are_those_of_the_layers() -> None:
     assert grouped.macs == 16 * 8 * 2 * 9
     doubled = Cost.of(torch.nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1), torch.zeros(1, 8, 4, 4))
     assert doubled.macs == 16 * 8 * 4 * 16
+
+
+def test_the_command_shows_what_each_preset_sets_and_the_defaults_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = main(["presets"])
+
+    printed = capsys.readouterr().out
+    assert code == 0
+    for name, make in PRESETS.items():
+        assert f"\n{name}: {inspect.getdoc(make)}\n" in printed
+        assert f"    preset = {name}\n" in printed
+    assert printed.count("    objective = relativistic\n") == 1
+    assert printed.count("    adam_beta2 = 0.99\n") == 1
