@@ -77,9 +77,17 @@ class DcganDiscriminator(Discriminator):
         self.apply(init_dcgan)
 
     def forward(self, samples: Tensor, class_idx: Tensor | None = None) -> Tensor:
-        features = self.blocks(samples).flatten(1)  # [N, F]
+        features = channels_last_features(self.blocks(samples))  # [N, F]
         logits: Tensor = self.head(features, class_idx)  # [N]
         return logits
+
+
+def channels_last_features(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, H·W·C]: a view of maps that are channels last in memory, and so is its gradient.
+
+    Flattened in the other order, D's last map gets a gradient in the wrong layout: 7 % of D's time on a CPU.
+    """
+    return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def generator(config: TrainConfig, shape: DataShape) -> DcganGenerator:

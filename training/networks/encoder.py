@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from training.config import TrainConfig
 from training.data.dataset import DataShape
-from training.networks.dcgan import FIRST_RESOLUTION, channels_at, down, feature_resolutions, init_dcgan
+from training.networks.dcgan import (
+    FIRST_RESOLUTION,
+    channels_at,
+    channels_last_features,
+    down,
+    feature_resolutions,
+    init_dcgan,
+)
 
 
 class Encoder(nn.Module):
@@ -43,7 +50,7 @@ class Encoder(nn.Module):
         self.apply(init_dcgan)
 
     def forward(self, images: Tensor, class_idx: Tensor | None = None) -> Tensor:
-        features = self.blocks(images).flatten(1)  # [N, F]
+        features = channels_last_features(self.blocks(images))  # [N, F]
         if self.class_embedding is not None:
             features = torch.cat([features, self.class_embedding(class_idx)], dim=1)  # [N, F + class_dim]
         moments: Tensor = self.to_moments(features)  # [N, 2 z_dim]
