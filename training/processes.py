@@ -85,6 +85,8 @@ class Processes:
 
 
 ALONE: Final = Processes()
+_TOLD: Final = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun's environment says beside RANK."""
 
 
 @contextmanager
@@ -92,11 +94,16 @@ def joined(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     """Join the processes that torchrun started, if it did; give who this one is, and the device it has.
 
     On CUDA each process of a machine has a device of its own. Raises InvalidValue for a device that
-    cannot be.
+    cannot be, and for an environment that is torchrun's in part only.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if "RANK" not in os.environ:
         yield ALONE, choose_device(device_name)
         return
+    if missing := [name for name in _TOLD if name not in os.environ]:
+        raise InvalidValue(
+            f"RANK must come with {', '.join(_TOLD)}, as torchrun sets them, got no {missing[0]}: "
+            "start with torchrun, or unset RANK"
+        )
     device = choose_device(device_name)
     if ":" in device_name:
         raise InvalidValue(f"--device must be auto, cpu or cuda under torchrun, got {show(device_name)}")

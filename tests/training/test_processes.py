@@ -248,8 +248,9 @@ def test_a_process_alone_joins_nothing() -> None:
 
 
 def test_under_torchrun_a_device_has_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
+    told = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
     with (
@@ -257,3 +258,16 @@ def test_under_torchrun_a_device_has_no_number(monkeypatch: pytest.MonkeyPatch) 
         joined("cuda:1"),
     ):
         pass
+
+
+def test_a_stray_rank_in_the_environment_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(InvalidValue) as refusal, joined("cpu"):
+        pass
+
+    assert str(refusal.value) == (
+        "RANK must come with WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, as torchrun sets them, "
+        "got no LOCAL_RANK: start with torchrun, or unset RANK"
+    )
