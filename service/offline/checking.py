@@ -60,10 +60,11 @@ def check(
     sealed = records.manifest()
     if sealed is None:
         raise OtherJob(f"{place} must hold a complete set, and its {MANIFEST_NAME} is not there yet")
+    size_of = place.sizes()
     damaged = [
         f"{_shard_text(job, shard)} is not what {MANIFEST_NAME} says"
         for shard, receipt in enumerate(sealed.receipts)
-        if not records.is_whole(receipt, files_of(job, source, shard))
+        if not records.is_whole(receipt, files_of(job, source, shard), size_of)
     ]
     if sealed.metadata is not None and not records.is_metadata(sealed.metadata):
         damaged.append(f"{METADATA_NAME} is not what {MANIFEST_NAME} says")

@@ -5,7 +5,8 @@
     ├── OtherJob      5  the place holds another job
     ├── PlaceLost     6  the place cannot be read or written
     ├── DiskFull      7  there is no room left
-    └── WorkerDied    8  a process of ours was killed
+    ├── WorkerDied    8  a process of ours was killed
+    └── DeviceFailed  9  the device does not run the model any more
 
 Mistakes in what was asked for (InvalidValue, StartError) are status 2, as for every verb. Whatever it is,
 the shards that are finished are kept.
@@ -51,3 +52,9 @@ class WorkerDied(SampleError):
     """A process that made shards ended without a word."""
 
     exit_status = 8
+
+
+class DeviceFailed(SampleError):
+    """The device did not run a microbatch."""
+
+    exit_status = 9

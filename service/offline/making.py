@@ -31,7 +31,7 @@ from service.device import CUDA_BUCKETS, Accelerator
 from service.encoding import Format
 from service.errors import StartError
 from service.generator import GOLDEN_ROWS_AT_START, Generator
-from service.offline.errors import OtherJob, SampleError
+from service.offline.errors import DeviceFailed, OtherJob, SampleError
 from service.offline.formats import WRITERS, Made
 from service.offline.job import Job
 from service.offline.places import Place, open_place, scratch, sentences
@@ -100,7 +100,7 @@ class Maker:
     def make_all(self, shards: Iterable[int], tell: Tell, keep: bool = True) -> None:
         """Make `shards`; have them appear with their receipts, unless they are not for keeping.
 
-        Raises PlaceLost, DiskFull; what ONNX Runtime raises.
+        Raises PlaceLost, DiskFull, DeviceFailed.
         """
         with (
             ThreadPoolExecutor(self._encoders, "encode") as encoders,
@@ -129,7 +129,11 @@ class Maker:
         for start in range(within.start, within.stop, self._microbatch):
             stop = min(start + self._microbatch, within.stop)
             rows = self._source.rows(start, stop)
-            images = self.generator.make(rows.seeds, rows.class_idx, rows.truncation_psi)  # [n, H, W, C]
+            try:
+                images = self.generator.make(rows.seeds, rows.class_idx, rows.truncation_psi)  # [n, H, W, C]
+            except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+                why = f"{type(error).__name__}: {str(error)[:500]}"
+                raise DeviceFailed(f"seeds from {rows.seeds[0]} on cannot be made: {why}") from None
             yield encoders.submit(self._encode, self._source.names(start, stop), rows, images)
 
     def _encode(self, names: list[str], rows: Rows, images: npt.NDArray[np.uint8]) -> Made:
@@ -229,5 +233,3 @@ def work(order: Order, device_id: int, link: Connection) -> None:
         send("done")
     except (SampleError, ContractError, StartError) as error:
         send("failed", error)
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
-        send("failed", StartError(f"{order.address}: {type(error).__name__}: {str(error)[:500]}"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,9 @@ _JOB_NAME: Final = "job.json"
 _RECEIPTS: Final = f"{OWN_FOLDER}/receipts"
 _RECEIPT: Final = re.compile(r"shard-(\d{5,9})\.json", re.ASCII)
 _CHUNK_BYTES: Final = 1 << 20
+
+
+SizeOf = Callable[[str], int | None]
 
 
 @dataclass(frozen=True)
@@ -135,19 +138,19 @@ class Records:
         sealed = self.manifest()
         return sealed.receipts[0].golden_difference if sealed else None
 
-    def has_sizes(self, receipt: Receipt, files: Iterable[str]) -> bool:
+    def has_sizes(self, receipt: Receipt, files: Iterable[str], size_of: SizeOf) -> bool:
         """Whether a shard's files are there and together as large as its receipt says."""
         total = 0
         for name in files:
-            size = self.place.size(name)
+            size = size_of(name)
             if size is None:
                 return False
             total += size
         return total == receipt.bytes
 
-    def is_whole(self, receipt: Receipt, files: Sequence[str]) -> bool:
+    def is_whole(self, receipt: Receipt, files: Sequence[str], size_of: SizeOf) -> bool:
         """Whether a shard's files are what its receipt says, to the last bit."""
-        if not self.has_sizes(receipt, files):
+        if not self.has_sizes(receipt, files, size_of):
             return False
         return _sha256(self.place.open(name) for name in files) == receipt.sha256
 

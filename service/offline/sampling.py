@@ -43,6 +43,7 @@ from service.offline.records import (
     Receipt,
     Records,
     Sealed,
+    SizeOf,
 )
 from service.offline.sources import RowSource, SeedTable
 from service.provenance import Rendering
@@ -157,12 +158,13 @@ def sample(request: Request, style: Style = "lines") -> Outcome:
     if held is not None and (changes := job.differences(held)):
         raise OtherJob(f"{place} holds another job: {'; '.join(changes)}")
     ours = range(request.share.index, job.shards, request.share.of)
-    if sealed and _has_sizes(records, sealed, source, ours):
+    size_of = place.sizes()
+    if sealed and _has_sizes(records, sealed, source, ours, size_of):
         place.remove(OWN_FOLDER)
         return Outcome(0, _images(job, ours), True)
 
     remove_stale_scratch(place)
-    if isinstance(source.seeds, SeedTable) and place.size(SEEDS_NAME) is None:
+    if isinstance(source.seeds, SeedTable) and size_of(SEEDS_NAME) is None:
         put_text(place, SEEDS_NAME, source.seeds.csv)
     if records.job() is None:
         records.put_job(job)
@@ -170,7 +172,8 @@ def sample(request: Request, style: Style = "lines") -> Outcome:
     todo = [
         shard
         for shard in ours
-        if (receipt := known(shard)) is None or not records.is_whole(receipt, files_of(job, source, shard))
+        if (receipt := known(shard)) is None
+        or not records.is_whole(receipt, files_of(job, source, shard), size_of)
     ]
     kept = _images(job, ours) - _images(job, todo)
     progress = Progress(style, _images(job, ours), len(ours))
@@ -224,11 +227,14 @@ def _known(records: Records, sealed: Sealed | None) -> Callable[[int], Receipt |
     return known
 
 
-def _has_sizes(records: Records, sealed: Sealed, source: RowSource, shards: Sequence[int]) -> bool:
+def _has_sizes(
+    records: Records, sealed: Sealed, source: RowSource, shards: Sequence[int], size_of: SizeOf
+) -> bool:
     """Whether all files are there and as large as the manifest says."""
     metadata = sealed.metadata
-    return (metadata is None or records.place.size(METADATA_NAME) == metadata.bytes) and all(
-        records.has_sizes(sealed.receipts[shard], files_of(sealed.job, source, shard)) for shard in shards
+    return (metadata is None or size_of(METADATA_NAME) == metadata.bytes) and all(
+        records.has_sizes(sealed.receipts[shard], files_of(sealed.job, source, shard), size_of)
+        for shard in shards
     )
 
 

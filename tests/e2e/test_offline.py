@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import tarfile
@@ -166,3 +168,60 @@ def test_progress_is_lines_where_there_is_no_terminal_and_json_on_request(
     assert progress[-1]["event"] == "progress"
     assert (progress[-1]["images"], progress[-1]["shards"]) == (12000, 24)
     assert end == {"event": "end", "made": 12000, "kept": 0, "complete": True, "out": str(tmp_path / "b")}
+
+
+def without_privilege() -> None:
+    """Have root, too, respect the modes of folders: drop CAP_DAC_OVERRIDE."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+def test_a_folder_that_is_read_only_is_a_sentence(toy_store: Path, tmp_path: Path) -> None:
+    command = [
+        GANSERVE,
+        "sample",
+        "--store",
+        toy_store,
+        "--model",
+        "toy",
+        "--seeds",
+        "0-9",
+        "--out",
+        tmp_path,
+    ]
+    tmp_path.chmod(0o555)
+
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=without_privilege)
+
+    assert done.returncode == 6
+    assert done.stderr == (
+        f"ganserve: out must be a folder that can be written: Permission denied, got {tmp_path}/.ganserve\n"
+    )
+
+
+def test_a_full_disk_is_a_sentence_and_finished_shards_are_kept(toy_store: Path, tmp_path: Path) -> None:
+    flags = (
+        "--seeds",
+        "0-999",
+        "--shard-size",
+        "330",
+        "--format",
+        "npz",
+        "--workers",
+        "1",
+        "--out",
+        tmp_path,
+    )
+    assert Run(toy_store, *flags, "--shards", "3/4").end()[0] == 0  # ten images
+    command = [GANSERVE, "sample", "--store", toy_store, "--model", "toy", *flags]
+
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=little_room)
+
+    assert done.returncode == 7
+    assert "there is no room left in" in done.stderr
+    assert [path.name for path in tmp_path.glob("*.npz")] == ["shard-00003.npz"]
+    before = (tmp_path / "shard-00003.npz").stat().st_mtime_ns
+    assert Run(toy_store, *flags).end()[0] == 0
+    assert (tmp_path / "shard-00003.npz").stat().st_mtime_ns == before
