@@ -150,7 +150,7 @@ def bench(
     check_devices(settings)
     artifact = Store(settings.store).resolve(settings.model_addresses[0])
     started = time.monotonic()
-    with _server(settings.port, flags) as server, _in_process(settings, artifact) as limits:
+    with _server(settings.port, flags) as server, in_process(settings, artifact) as limits:
         first_image_s = _first_image(settings.port, server) - started
         workers = settings.devices * settings.workers_per_model
         yield (
@@ -375,7 +375,7 @@ async def _open_loop(port: int, case: Case, seconds: float) -> Load:
 
 
 @contextmanager
-def _in_process(settings: Settings, artifact: Artifact) -> Iterator[Callable[[Case, float], Limit]]:
+def in_process(settings: Settings, artifact: Artifact) -> Iterator[Callable[[Case, float], Limit]]:
     """Give the function that measures the in-process limit: as many processes as the server has workers."""
     processes = settings.devices * settings.workers_per_model
     spawn = multiprocessing.get_context("spawn")

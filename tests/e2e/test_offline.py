@@ -15,7 +15,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from server_process import GANSERVE, Server, wait_for
+
+DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 
 
 class Run:
@@ -225,3 +228,37 @@ def test_a_full_disk_is_a_sentence_and_finished_shards_are_kept(toy_store: Path,
     before = (tmp_path / "shard-00003.npz").stat().st_mtime_ns
     assert Run(toy_store, *flags).end()[0] == 0
     assert (tmp_path / "shard-00003.npz").stat().st_mtime_ns == before
+
+
+def test_the_pods_of_the_indexed_job_make_one_set(toy_store: Path, tmp_path: Path) -> None:
+    """The command of deploy/kubernetes/sample-job.yaml, with a smaller set, in a folder, of the toy."""
+    job = yaml.safe_load((DEPLOY / "kubernetes/sample-job.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    changed = {
+        "--model=fashion-mnist": "--model=toy",
+        "--seeds=0-999999": "--seeds=0-99",
+        "--shard-size=10000": "--shard-size=10",
+        "--out=s3://sets/fashion-mnist": f"--out={tmp_path}",
+    }
+    assert changed.keys() <= set(container["args"])
+    command = [
+        GANSERVE.parent / container["command"][0],
+        *(changed.get(one, one) for one in container["args"]),
+    ]
+    pods = job["spec"]["completions"]
+
+    started = [
+        subprocess.Popen(
+            [*command, "--store", toy_store, "--workers", "1"],
+            env={**os.environ, "JOB_COMPLETION_INDEX": str(index)},
+            stdout=subprocess.DEVNULL,
+        )
+        for index in range(pods)
+    ]
+    statuses = [pod.wait(timeout=60) for pod in started]
+
+    assert (job["spec"]["completionMode"], f"--shards=/{pods}" in container["args"]) == ("Indexed", True)
+    assert statuses == [0] * pods
+    assert json.loads((tmp_path / "manifest.json").read_text())["images"] == 100
+    assert len(list(tmp_path.glob("*.tar"))) == 10
+    assert not (tmp_path / ".ganserve").exists()
