@@ -91,3 +91,14 @@ def test_the_stable_recipe_teaches_it_and_the_export_makes_the_same_images(tmp_p
     assert left[0] - left[1] > 80
     assert right[1] - right[0] > 80
     assert np.abs(images - torch_render(state.G_ema)(*rows)).max() <= 1
+
+
+def test_a_generator_begins_without_a_chequered_pattern() -> None:
+    G, _ = _pair()
+
+    with torch.no_grad():
+        images = G(torch.randn(4, 64))  # [N, 3, 32, 32]
+
+    cells = images.unflatten(2, (16, 2)).unflatten(4, (16, 2))  # [N, 3, 16, 2, 16, 2]
+    assert torch.allclose(cells, cells[:, :, :, :1, :, :1].expand_as(cells), atol=1e-5)
+    assert images.std() > 0.05
