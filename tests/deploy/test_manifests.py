@@ -397,9 +397,9 @@ def test_the_store_is_verified_by_commands_that_there_are(shipped: dict[str, lis
 
 
 def test_jobs_leave_out_of_their_counts_what_a_node_did(shipped: dict[str, list[str]]) -> None:
-    for name in ("jobs/train", "jobs/export"):
+    for name in ("jobs/sample", "jobs/train", "jobs/export"):
         (job,) = _jobs(shipped[name])
-        (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+        rule, *_ = job["spec"]["podFailurePolicy"]["rules"]
         assert rule == {
             "action": "Ignore",
             "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],

@@ -231,20 +231,17 @@ def test_a_full_disk_is_a_sentence_and_finished_shards_are_kept(toy_store: Path,
 
 
 def test_the_pods_of_the_indexed_job_make_one_set(toy_store: Path, tmp_path: Path) -> None:
-    """The command of deploy/kubernetes/sample-job.yaml, with a smaller set, in a folder, of the toy."""
-    job = yaml.safe_load((DEPLOY / "kubernetes/sample-job.yaml").read_text())
+    """The command of deploy/kubernetes/jobs/sample, with a smaller set, in a folder, of the toy."""
+    job = yaml.safe_load((DEPLOY / "kubernetes/jobs/sample/job.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     changed = {
-        "--model=fashion-mnist": "--model=toy",
+        "--model=fashion-mnist:1": "--model=toy",
         "--seeds=0-999999": "--seeds=0-99",
         "--shard-size=10000": "--shard-size=10",
         "--out=s3://sets/fashion-mnist": f"--out={tmp_path}",
     }
     assert changed.keys() <= set(container["args"])
-    command = [
-        GANSERVE.parent / container["command"][0],
-        *(changed.get(one, one) for one in container["args"]),
-    ]
+    command = [GANSERVE, *(changed.get(one, one) for one in container["args"])]
     pods = job["spec"]["completions"]
 
     started = [
