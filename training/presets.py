@@ -78,7 +78,8 @@ def r3() -> TrainConfig:
     gantrain train --preset r3 --run-dir RUN_DIR
 
     G: 0.339 M parameters, 14.3 M MACs an image. D: 0.167 M parameters, 7.83 M MACs an image.
-    227 CPU seconds (180 images/s), 40 kimg: Fréchet distance 18.3, classes found 0.79, sharpness 0.97.
+    227 CPU seconds (180 images/s), 40 kimg, when the last layer's four phases did not begin alike yet:
+    Fréchet distance 18.3, classes found 0.79, sharpness 0.97.
     """
     return _small(
         "r3",
@@ -109,6 +110,7 @@ def lsgan() -> TrainConfig:
     gantrain train --preset lsgan --run-dir RUN_DIR
 
     G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
+    69 CPU seconds (580 images/s), 40 kimg: Fréchet distance 57.2, classes found 0.88, sharpness 0.89.
     """
     return _small("lsgan", objective="least_squares", G_lr=2e-3, D_lr=2e-3)
 
@@ -119,6 +121,7 @@ def wgan_gp() -> TrainConfig:
     gantrain train --preset wgan-gp --run-dir RUN_DIR
 
     G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
+    90 CPU seconds (440 images/s), 40 kimg: Fréchet distance 40.3, classes found 0.90, sharpness 1.01.
     """
     return _small("wgan-gp", objective="wasserstein", gp_weight=10.0, G_lr=1e-3, D_lr=1e-3, adam_beta2=0.9)
 
