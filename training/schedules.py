@@ -68,9 +68,12 @@ def needs_total(config: TrainConfig) -> str | None:
 
 
 def _falling_to(floor: float, cur_nimg: int, config: TrainConfig) -> float:
-    """1 up to `lr_decay_start` of the run, then a cosine down to `floor` at its end and beyond."""
+    """1 up to `lr_decay_start` of the run, then a cosine down to `floor` at its end and beyond.
+
+    Always 1 where `lr_decay_start` is 1, although a run's last iteration may reach beyond its end.
+    """
     knee_nimg = config.lr_decay_start * config.total_nimg
-    if cur_nimg <= knee_nimg:
+    if cur_nimg <= knee_nimg or config.lr_decay_start == 1:
         return 1.0
     t = min((cur_nimg - knee_nimg) / (config.total_nimg - knee_nimg), 1.0)  # 0 at the knee, 1 at the end
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * t))

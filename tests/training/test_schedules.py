@@ -45,11 +45,12 @@ def test_the_learning_rate_never_rises_and_has_no_jump() -> None:
 
 
 def test_a_decay_that_starts_at_the_end_is_no_decay() -> None:
-    config = TrainConfig(preset="test", total_kimg=10, lr_decay_start=1.0)
+    config = TrainConfig(preset="test", total_kimg=10, lr_decay_start=1.0, r1_gamma=0.5, gamma_floor=0.0)
 
-    scales = {lr_scale(nimg, config) for nimg in (0, 5_000, 10_000)}
+    places = (0, 5_000, 10_000, 10_064)  # an iteration with several steps of D may reach beyond the end
 
-    assert scales == {1.0}
+    assert {lr_scale(nimg, config) for nimg in places} == {1.0}
+    assert {penalty_weights(nimg * 512, config).r1 for nimg in (0, 19, 20, 40)} == {0.5 * 8}
 
 
 @pytest.mark.parametrize(
