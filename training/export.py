@@ -22,6 +22,7 @@ import onnx
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
 from models.errors import InvalidValue, show
 from models.golden import Render
@@ -112,8 +113,8 @@ def publish(
     Raises InvalidValue for an argument, GraphRefused with the way out for a module that cannot be served, and
     what `Store.draft` raises.
     """
-    _check_eval(module)
-    _check_told(training or {})
+    _check_module(module)
+    _check_told({} if training is None else training)
     check_range(value_range)
     if layout is not None:
         check_layout(layout)
@@ -207,19 +208,34 @@ def _manifest_of(snapshot: Snapshot, G: Generator, name: str, version: int, lice
 
 
 def _check_told(training: Mapping[str, Any]) -> None:
+    if not isinstance(training, Mapping):
+        raise InvalidValue(f"training must be facts by name, got {show(training)}")
     try:
         json.dumps(training, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidValue(f"training must be what JSON can hold, got {show(training)}: {error}") from None
 
 
-def _check_eval(module: nn.Module) -> None:
+def _check_module(module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise InvalidValue(f"module must be a torch.nn.Module, got {show(module)}")
     if isinstance(module, torch.jit.ScriptModule):
         raise InvalidValue(
             f"module must be Python code, got TorchScript ({type(module).__name__}): "
             "publish the module that it was made of"
         )
+    for path, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(tensor) or tensor.is_meta:
+            raise InvalidValue(
+                f"module must hold its weights, {path} has no values yet: "
+                "load them, or call a lazy module once"
+            )
     for path, one in module.named_modules():
+        if type(one).__module__.startswith("torch.ao.nn.") and "quantized" in type(one).__module__:
+            raise InvalidValue(
+                f"module must compute in floats, {path or 'it'} ({type(one).__name__}) is quantized: "
+                'publish the module that it was made of, with precision="fp16" for half the bytes'
+            )
         if one.training:
             raise InvalidValue(
                 f"module must be in eval mode, {path or 'it'} ({type(one).__name__}) is in training mode: "

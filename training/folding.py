@@ -15,15 +15,27 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from training.errors import GraphRefused
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @torch.no_grad()
 def plain_copy(module: Module) -> Module:
-    """Return a copy of `module` on the CPU, its floats in float32, in eval mode, without gradients."""
+    """Return a copy of `module` on the CPU, its floats in float32, in eval mode, without gradients.
+
+    Raises GraphRefused for a module that holds what cannot be copied.
+    """
     for one, hook in _hooks(module):  # the old hooks leave a computed tensor, which cannot be copied
         setattr(one, hook.name, getattr(one, hook.name).detach())
-    plain = copy.deepcopy(module).eval().requires_grad_(False)
+    try:
+        plain = copy.deepcopy(module)
+    except Exception as error:  # whatever an attribute of the module raises
+        raise GraphRefused(
+            f"the module cannot be copied: {type(error).__name__}: {error}. "
+            "Take what is no weight (a lock, a file, a tensor with its graph) out of it"
+        ) from None
+    plain.eval().requires_grad_(False)
     return plain.to(device="cpu", dtype=torch.float32)
 
 

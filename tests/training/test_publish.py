@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.utils as old
 from torch import Tensor, nn
+from torch.ao.nn.quantized import dynamic as quantized
 from torch.nn.functional import conv2d, dropout, one_hot
 from torch.nn.utils import parametrizations
 
@@ -295,9 +297,20 @@ class _Centres(Toy):
         return super().forward(z - z.mean(dim=0))
 
 
+class _Locked(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
 @pytest.mark.parametrize(
     ("module", "choices", "sentence"),
     [
+        ("toy.pt", {}, "module must be a torch.nn.Module, got 'toy.pt'"),
+        (nn.LazyLinear(144).eval(), {}, "module must hold its weights, weight has no values yet"),
+        (nn.Linear(Z_DIM, 144, device="meta").eval(), {}, "weight has no values yet: load them"),
+        (_Locked(), {}, "the module cannot be copied: TypeError: cannot pickle '_thread.lock' object. Take"),
+        (Toy(), {"training": [1]}, "training must be facts by name, got [1]"),
         (Toy().train(), {}, "module must be in eval mode, it (Toy) is in training mode: call module.eval()"),
         (_Drops(), {}, "nothing in training mode, its forward (_Drops) is (aten.dropout.default)"),
         (_Noisy(), {}, "draw no random numbers, its forward (_Noisy) does (aten.randn_like.default)"),
@@ -326,6 +339,16 @@ def test_what_cannot_be_served_is_refused_with_the_way_out(
     module: nn.Module, choices: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
     assert sentence in refusal(module, tmp_path, **choices)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantized_module_is_refused(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Identity().eval(), quantized.Linear(Z_DIM, 144))
+    module.training = False  # as after quantisation of a module in eval mode
+
+    assert "module must compute in floats, 1 (Linear) is quantized: publish the module that" in refusal(
+        module, tmp_path
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
