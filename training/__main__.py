@@ -88,7 +88,7 @@ def _train(options: argparse.Namespace) -> int:
                 should_stop=stop,
             )
     kimg = f"{state.cur_nimg / 1000:g} kimg"
-    if stop():
+    if stop() or state.cur_nimg < config.total_nimg:  # the signal may have come to another process of the run
         if processes.leads:
             print(f"stopped at {kimg}; the same command goes on from there", flush=True)
         return stop.exit_code

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gantrain_process import gantrain, save_toy_zip, train_arguments
 from PIL import Image
 from toy_training import toy_config, toy_dataset
 
 from training.__main__ import main
 from training.loop import train
+from training.processes import Processes
 from training.run_folder import RunFolder
 from training.snapshot import load_newest
 
@@ -56,6 +59,26 @@ def test_train_export_verify_and_grid_say_what_came_out(
     assert np.abs(of_run.astype(int) - of_artifact.astype(int)).max() <= 1
     config = json.loads((run_dir / "config.json").read_text())["config"]
     assert (config["z_dim"], config["total_kimg"]) == (8, 0.128)
+
+
+class _AnotherIsSignalled(Processes):
+    """Of this run another process gets the signal."""
+
+    def any(self, flag: bool) -> bool:
+        return True
+
+
+def test_a_run_that_another_process_stops_is_not_called_trained(
+    data_zip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = nullcontext((_AnotherIsSignalled(), torch.device("cpu")))
+    monkeypatch.setattr("training.processes.joined", lambda device: both)
+
+    main(train_arguments(tmp_path / "run", data_zip, total_kimg=0.128))
+
+    printed = capsys.readouterr().out
+    assert "stopped at 0 kimg; the same command goes on from there" in printed
+    assert "trained" not in printed
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
