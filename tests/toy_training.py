@@ -11,6 +11,21 @@ import numpy as np
 from training.config import TrainConfig
 from training.data import Dataset
 
+# Without a penalty and with rates that are too high, minimax G ends as one image for all seeds.
+COLLAPSING = {
+    "network": "mlp",
+    "objective": "minimax",
+    "G_channels": 64,
+    "D_channels": 64,
+    "G_lr": 2e-2,
+    "D_lr": 2e-2,
+    "adam_beta1": 0.0,
+    "r1_gamma": 0.0,
+    "lr_decay_start": 1.0,
+}
+# Gradients of a slope penalty grow with the fourth power of weights that grow by 1 a step.
+EXPLODING = {"network": "residual", "G_lr": 1.0, "D_lr": 1.0, "r1_gamma": 10.0, "r1_interval": 1}
+
 
 def toy_dataset(num_images: int = 256, labelled: bool = True) -> Dataset:
     """Images [N, 1, 16, 16]; the class is the bright half, 0 left and 1 right."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gantrain_process import save_toy_zip, train_arguments
-from toy_training import toy_config, toy_dataset
+from toy_training import COLLAPSING, EXPLODING, toy_config, toy_dataset
 
 from models.errors import InvalidValue
 from training.__main__ import main
 from training.config import TrainConfig
 from training.errors import RunError
-from training.loop import Trainer, own_microbatches
+from training.loop import Trainer, own_microbatches, train
 from training.phases import Batch
 from training.processes import ALONE, Processes, joined
 from training.reals import DatasetReals
@@ -45,6 +47,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "VAE": {"network": "mlp", "objective": "elbo", "r1_gamma": 0.0},
     "residual": {"network": "residual", "objective": "relativistic", "r2_gamma": 0.1, "r1_interval": 1},
 }
+
+ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "collapsing": ({"tick_kimg": 0.25, "stop_on_collapse": True}, COLLAPSING),
+    "exploding": ({"tick_kimg": 0.016}, EXPLODING),
+}
+"""Runs that end before their time, by the name of their folder: options of `train`, fields of the config."""
 
 
 def recipe_config(name: str) -> TrainConfig:
@@ -80,11 +88,24 @@ def start(code: str, count: int = 2) -> list[subprocess.Popen[str]]:
     ]
 
 
+def ended(name: str, run: RunFolder, processes: Processes) -> tuple[str, str]:
+    """What a run of `ENDS` ends with here: an error's name and its sentence, or where it stands."""
+    options, changes = ENDS[name]
+    config, data = toy_config(total_kimg=3.0, **changes), toy_dataset(labelled=False)
+    try:
+        with redirect_stdout(io.StringIO()):  # the line of each tick
+            state = train(config, data, run, processes=processes, **options)
+    except RunError as error:
+        return type(error).__name__, str(error)
+    return "", f"at {state.cur_nimg / 1000:g} kimg"
+
+
 def play_every_recipe(folder: str) -> None:
     """What each of two processes does: `folder` gets what it played. Then one is gone without a word."""
     with joined("cpu") as (processes, _):
         results = {name: played(recipe_config(name), processes) for name in RECIPES}
         results["BatchNorm"] = played(toy_config(network="dcgan"), processes)
+        results |= {name: ended(name, RunFolder(Path(folder, name)), processes) for name in ENDS}
         torch.save(results, Path(folder, f"{processes.rank}.pt"))
         assert processes.any(processes.leads)
         if not processes.leads:
@@ -97,9 +118,15 @@ def play_every_recipe(folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
+def played_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the two processes leave what they played."""
+    return tmp_path_factory.mktemp("played")
+
+
+@pytest.fixture(scope="module")
+def two_processes(played_folder: Path) -> tuple[list[dict[str, Any]], str]:
     """What each of two processes played, and what the first said when the second was gone."""
-    folder = tmp_path_factory.mktemp("played")
+    folder = played_folder
     leader, other = start(f"import test_processes as t; t.play_every_recipe({str(folder)!r})")
     said, errors = leader.communicate(timeout=120)
     other.communicate(timeout=60)
@@ -139,6 +166,32 @@ def test_a_process_that_ends_ends_the_other_with_a_sentence(
 
     assert said.startswith("another process of this run has ended or cannot be reached, so this one ends too")
     assert said.count("\n") == 1
+
+
+def test_a_collapse_stops_all_of_them_at_the_same_tick(
+    two_processes: tuple[list[dict[str, Any]], str], played_folder: Path
+) -> None:
+    (leader, other), _ = two_processes
+    kept = load_newest(RunFolder(played_folder / "collapsing"))
+
+    at = f"at {kept.cur_nimg / 1000:g} kimg"
+    assert 0 < kept.cur_nimg < 3_000
+    assert leader["collapsing"][0] == "Collapsed"
+    assert leader["collapsing"][1].startswith(f"stopped {at}, since G has collapsed")
+    assert other["collapsing"] == ("", at)
+
+
+def test_a_gradient_that_is_not_finite_ends_all_of_them_and_the_snapshot_before_is_kept(
+    two_processes: tuple[list[dict[str, Any]], str], played_folder: Path
+) -> None:
+    (leader, other), _ = two_processes
+    kept = load_newest(RunFolder(played_folder / "exploding"))
+
+    name, sentence = leader["exploding"]
+    assert name == "RunError"
+    assert f"at {kept.cur_nimg / 1000:g} kimg; snapshot-nimg{kept.cur_nimg:010d}.pt is kept. Try" in sentence
+    assert other["exploding"][0] == "NotFinite"  # of itself, not since the first was gone
+    assert sentence.startswith(other["exploding"][1])
 
 
 def _train(run_dir: Path, data: Path, total_kimg: float) -> list[str]:

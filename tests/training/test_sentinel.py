@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from gantrain_process import save_toy_zip, train_arguments
-from toy_training import toy_config, toy_dataset
+from toy_training import COLLAPSING, EXPLODING, toy_config, toy_dataset
 
 from training.__main__ import main
 from training.config import TrainConfig
@@ -22,21 +22,7 @@ from training.loop import train
 from training.run_folder import RunFolder
 from training.snapshot import load_newest
 
-# Without a penalty and with rates that are too high, minimax G ends as one image for all seeds.
-COLLAPSING = {
-    "network": "mlp",
-    "objective": "minimax",
-    "G_channels": 64,
-    "D_channels": 64,
-    "G_lr": 2e-2,
-    "D_lr": 2e-2,
-    "adam_beta1": 0.0,
-    "r1_gamma": 0.0,
-    "lr_decay_start": 1.0,
-}
 WON = {"objective": "minimax", "G_lr": 1e-5, "D_lr": 1e-2, "adam_beta1": 0.0, "r1_gamma": 0.0}
-# Gradients of a slope penalty grow with the fourth power of weights that grow by 1 a step.
-EXPLODING = {"network": "residual", "G_lr": 1.0, "D_lr": 1.0, "r1_gamma": 10.0, "r1_interval": 1}
 
 
 def _rows(run: RunFolder) -> list[dict[str, Any]]:
