@@ -60,6 +60,7 @@ def ns_dcgan() -> TrainConfig:
     gantrain train --preset ns-dcgan --run-dir RUN_DIR
 
     G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
+    49 CPU seconds (620 images/s), 30 kimg: Fréchet distance 79.4, classes found 0.84, sharpness 0.75.
     """
     return _small(
         "ns-dcgan",
@@ -78,8 +79,7 @@ def r3() -> TrainConfig:
     gantrain train --preset r3 --run-dir RUN_DIR
 
     G: 0.339 M parameters, 14.3 M MACs an image. D: 0.167 M parameters, 7.83 M MACs an image.
-    227 CPU seconds (180 images/s), 40 kimg, when the last layer's four phases did not begin alike yet:
-    Fréchet distance 18.3, classes found 0.79, sharpness 0.97.
+    208 CPU seconds (190 images/s), 40 kimg: Fréchet distance 17.9, classes found 0.82, sharpness 0.96.
     """
     return _small(
         "r3",
