@@ -56,8 +56,8 @@ class Place(Protocol):
     def put(self, files: Sequence[Path], folder: str = "") -> None:
         """Have local files appear, in their order; those on the place's own disk are moved."""
 
-    def remove(self, folder: str) -> None:
-        """Remove a folder with all that is in it."""
+    def tidy(self) -> None:
+        """Remove all files of our own but those that a run at work prepares."""
 
     @property
     def scratch_root(self) -> Path:
@@ -156,8 +156,15 @@ class LocalPlace:
             for file in files:
                 os.replace(file, target / file.name)
 
-    def remove(self, folder: str) -> None:
-        shutil.rmtree(self.folder / folder, ignore_errors=True)
+    def tidy(self) -> None:
+        own = self.folder / OWN_FOLDER
+        remove_stale_scratch(self)
+        with suppress(OSError):
+            for entry in own.iterdir():
+                if entry.name.startswith(_SCRATCH_PREFIX):
+                    continue  # the same job, begun twice
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            own.rmdir()
 
 
 class RemotePlace:
@@ -224,9 +231,9 @@ class RemotePlace:
         else:
             self._tried(lambda: self._fs.put(locals_, targets))
 
-    def remove(self, folder: str) -> None:
+    def tidy(self) -> None:
         with suppress(SampleError):
-            self._or_none(lambda: self._fs.rm(self._path(folder), recursive=True))
+            self._or_none(lambda: self._fs.rm(self._path(OWN_FOLDER), recursive=True))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else str(self._root)

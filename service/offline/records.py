@@ -198,4 +198,4 @@ class Records:
             "shards": shards,
         }
         put_text(self.place, MANIFEST_NAME, to_text(facts))
-        self.place.remove(OWN_FOLDER)
+        self.place.tidy()

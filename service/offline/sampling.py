@@ -27,7 +27,6 @@ from service.offline.formats import library_of, row_facts
 from service.offline.job import SHARD_SUFFIXES, ImageFormat, Job, SetFormat
 from service.offline.making import Maker, Order, work
 from service.offline.places import (
-    OWN_FOLDER,
     Place,
     open_place,
     put_text,
@@ -160,7 +159,7 @@ def sample(request: Request, style: Style = "lines") -> Outcome:
     ours = range(request.share.index, job.shards, request.share.of)
     size_of = place.sizes()
     if sealed and _has_sizes(records, sealed, source, ours, size_of):
-        place.remove(OWN_FOLDER)
+        place.tidy()
         return Outcome(0, _images(job, ours), True)
 
     remove_stale_scratch(place)

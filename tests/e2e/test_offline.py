@@ -122,6 +122,18 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence_and_keeps_what_is_
     assert contents(out) == contents(whole)
 
 
+def test_the_same_command_begun_twice_at_once_makes_the_set_once_more_and_harms_nothing(
+    toy_store: Path, whole: Path, tmp_path: Path, started: list[Run]
+) -> None:
+    started += [Run(toy_store, *FLAGS, "--out", tmp_path, "--workers", "1") for _ in range(2)]
+
+    assert [run.end()[0] for run in started] == [0, 0]
+    assert Run(toy_store, *FLAGS, "--out", tmp_path).end()[0] == 0
+
+    assert contents(tmp_path) == contents(whole)
+    assert not (tmp_path / ".ganserve").exists()
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_told_to_end_ends_with_its_processes_and_leaves_nothing_half_made(
     toy_store: Path, tmp_path: Path, started: list[Run], number: int, status: int
