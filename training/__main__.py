@@ -224,6 +224,11 @@ def _coverage(options: argparse.Namespace) -> int:
         configs = recipes.tuned_configs(
             names, mixture.name, total_kimg=total_kimg, num_seeds=options.seeds or 5
         )
+    if not configs:
+        raise InvalidValue(
+            "--recipes must name one that is searched with --tune, "
+            f"got {show(options.recipes)}, which takes the settings of another"
+        )
     print(f"{mixture.name}: {len(configs)} runs of {total_kimg:g} kimg, kept in {options.out}")
     print(table.HEADER, flush=True)
     runs = []

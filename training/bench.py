@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from models.errors import InvalidValue, show
 from training.config import TrainConfig
 from training.data import Dataset
 from training.device import check_precision, device_name
@@ -115,6 +116,11 @@ def bench_recipes(
 ) -> list[Row]:
     """The plain loop, `PLAIN` as this package trains it, and the presets `names`; ratios are to the first."""
     plain = _config(PLAIN, changes)
+    if plain.objective != _config(PLAIN, {}).objective:
+        raise InvalidValue(
+            "--set objective must be left to the presets, since the plain loop plays one game only, "
+            f"got {show(plain.objective)}"
+        )
     contenders: dict[str, tuple[Iteration, TrainConfig]] = {
         "plain loop": (PlainLoop(plain, _noise(plain), device).run_iteration, plain)
     }

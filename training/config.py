@@ -135,6 +135,8 @@ class TrainConfig:
             _between(self, name, 0.0, 0.99999)
         for name in self.augmentations:
             _one_of(name, "augment", AUGMENTATIONS)
+        if len(set(self.augmentations)) < len(self.augmentations):
+            raise InvalidValue(f"augment must name each augmentation once, got {show(self.augment)}")
         for name in (
             "lr_decay_start",
             "lr_floor",

@@ -82,3 +82,9 @@ def test_the_command_prints_conditions_and_both_tables(capsys: pytest.CaptureFix
     assert "1 threads; torch" in printed
     assert re.search(r"\| plain loop \| \d+ \| 1\.00 \| 1\.00 \|", printed)
     assert re.search(r"\| exact, each step \| \d+ \| 0\.\d\d \| \d\.\d\d \|", printed)
+
+
+def test_another_game_than_the_plain_loops_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--device=cpu", "--set=objective=elbo"]) == 2
+
+    assert "--set objective must be left to the presets, since the plain loop" in capsys.readouterr().err

@@ -28,6 +28,10 @@ from training.presets import PRESETS, preset, train_command
         ({"adam_beta1": "1"}, "adam_beta1 must be between 0 and 0.99999, got 1.0"),
         ({"total_kimg": "-5"}, "total_kimg must be between 0.001 and 1e+09, got -5.0"),
         ({"seed": "4294967296"}, "seed must be between 0 and 4294967295, got 4294967296"),
+        (
+            {"augment": "color,cutout,color"},
+            "augment must name each augmentation once, got 'color,cutout,color'",
+        ),
         ({"lr": "0.1"}, "--set knows no field 'lr'; it knows: "),
     ],
 )

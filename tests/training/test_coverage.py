@@ -198,6 +198,14 @@ def test_an_unknown_recipe_is_refused_by_name() -> None:
         tuned_configs(["rpgan"], "ring", total_kimg=1, num_seeds=1)
 
 
+def test_a_search_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["coverage", "--mixture=ring", "--recipes=rpgan-r1-r2-lazy", "--tune", f"--out={tmp_path}/runs"]
+
+    assert main(words) == 2
+
+    assert "got 'rpgan-r1-r2-lazy', which takes the settings of another" in capsys.readouterr().err
+
+
 def test_the_command_prints_each_run_and_the_worst(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

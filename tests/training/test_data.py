@@ -245,7 +245,10 @@ def test_grey_images_stay_one_channel_and_transparent_ones_lie_on_white(tmp_path
     ("files", "sentence"),
     [
         ({"notes.txt": b""}, "must hold images"),
-        ({"1.png": png(0), "2.png": b"not a png"}, "2.png cannot be read as an image"),
+        (
+            {"1.png": png(0), "2.png": b"not a png"},
+            "2.png cannot be read as an image: it is of no",
+        ),
         ({"1.png": png(0), "2.png": png(0)[:45]}, "2.png cannot be read as an image"),
         ({"1.png": png(0), "2.png": png(0, size=(8, 16))}, "all images must have one size: 1.png is 16×16"),
         ({"1.png": png(0, size=(64, 64)), "2.png": png(0, size=(64, 64))}, "must be at most img_resolution"),

@@ -68,7 +68,9 @@ def _decode(content: bytes, file: str) -> npt.NDArray[np.uint8]:
             white = Image.new("RGBA", image.size, "white")
             flat = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
             return np.asarray(flat).transpose(2, 0, 1)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError:  # whose text is where the bytes lie in memory
+        raise DataError(f"{file} cannot be read as an image: it is of no known format") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{file} cannot be read as an image: {error}") from None
 
 
