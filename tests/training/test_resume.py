@@ -140,6 +140,7 @@ def _nimg_of(run: RunFolder) -> int:
             True,
         ),
         ({"objective": "wasserstein", "r1_gamma": 0.0, "gp_weight": 10.0, "d_steps": 2}, True),
+        ({"network": "style", "objective": "relativistic"}, True),
         ({"network": "mlp", "objective": "elbo", "r1_gamma": 0.0, "precision": "bf16"}, True),
     ],
 )
