@@ -183,5 +183,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         other.writestr("readme.txt", "hello")
 
     assert "half.pt2 cannot be read by torch 2." in refusal(tmp_path / "half.pt2", tmp_path, trust=True)
-    assert "cut.pt2 is no ONNX file" in refusal(tmp_path / "cut.pt2", tmp_path, trust=True)
+    assert "cut.pt2 is no ONNX file and no whole torch.export archive: " in refusal(
+        tmp_path / "cut.pt2", tmp_path, trust=True
+    )
     assert "other.pt2 is no ONNX file" in refusal(tmp_path / "other.pt2", tmp_path, trust=True)

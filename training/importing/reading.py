@@ -68,7 +68,9 @@ def read_foreign(path: Path) -> ForeignFile:
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except DecodeError:
-        raise GraphRefused(f"{path.name} is no ONNX file: {_NOT_ONNX}") from None
+        raise GraphRefused(
+            f"{path.name} is no ONNX file and no whole torch.export archive: {_NOT_ONNX}"
+        ) from None
     standard = any(opset.domain in ("", "ai.onnx") for opset in model.opset_import)
     if not model.graph.node or not model.graph.output or not standard:  # an empty file is an empty message
         raise GraphRefused(f"{path.name} is no ONNX file, or one without a graph: {_NOT_ONNX}")

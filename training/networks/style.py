@@ -37,7 +37,7 @@ MAPPING_LAYERS: Final = 4
 MAPPING_LR: Final = 0.01
 """Learning rate of the mapping network, as a share of G's: 2019, section C."""
 W_AVG_BETA: Final = 0.995
-"""Share of w_avg that survives one batch."""
+"""Share of w_avg that survives one forward pass of training: of a microbatch, in each process."""
 SLOPE: Final = 0.2
 GAIN: Final = math.sqrt(2)
 """Of a leaky ReLU, which halves the power of what goes in."""
