@@ -69,12 +69,24 @@ def scratch(root: Path | None = None) -> Iterator[Path]:
     """A new folder to prepare files in, below `root` or where temporary files are; gone at the end."""
     root = root or Path(tempfile.gettempdir())
     with sentences("a folder to work in", root):
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{_mine()}{os.getpid()}-", dir=root))
+        folder = _although_tidied(lambda: _make_scratch(root))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_scratch(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_mine()}{os.getpid()}-", dir=root))
+
+
+def _although_tidied(call: Callable[[], T]) -> T:
+    """What `call` returns, which makes a folder and uses it: another run may remove it in between."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            return call()
+    return call()
 
 
 def remove_stale_scratch(place: Place) -> None:
@@ -161,10 +173,8 @@ class LocalPlace:
 
     def put(self, files: Sequence[Path], folder: str = "") -> None:
         with sentences(folder or "a file", self.folder):
-            target = self.folder / folder
-            target.mkdir(parents=True, exist_ok=True)
             for file in files:
-                os.replace(file, target / file.name)
+                _although_tidied(lambda file=file: _move(file, self.folder / folder))  # type: ignore[misc]
 
     def tidy(self) -> None:
         own = self.folder / OWN_FOLDER
@@ -175,6 +185,14 @@ class LocalPlace:
                     continue  # the same job, begun twice
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             own.rmdir()
+
+
+def _move(file: Path, folder: Path) -> None:
+    try:
+        os.replace(file, folder / file.name)
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.replace(file, folder / file.name)
 
 
 class RemotePlace:

@@ -192,7 +192,9 @@ def seal(place: Place, source: RowSource) -> bool:
     sealed, job = records.manifest(), records.job()
     if job is None or (sealed is None and len(records.receipts()) < job.shards):
         # Another may have sealed it, and tidied up, meanwhile.
-        return sealed is not None or records.manifest() is not None
+        if complete := sealed is not None or records.manifest() is not None:
+            place.tidy()
+        return complete
     known = _known(records, sealed)
     receipts = [receipt for shard in range(job.shards) if (receipt := known(shard)) is not None]
     if len(receipts) < job.shards:
