@@ -22,6 +22,7 @@ from training.elbo import kl_divergence, reconstruction_loss
 from training.guard import take_step
 from training.losses import Losses
 from training.networks.spectral_norm import advance_power_iteration
+from training.networks.style import advance_w_avg, collected_w
 from training.penalties import (
     NO_PENALTIES,
     PenaltyWeights,
@@ -139,8 +140,9 @@ def generator_phase(state: TrainState, rules: Rules, microbatches: Sequence[Batc
             loss = rules.losses.G(real_logits, fake_logits)  # [N]
             mean_loss += _backward(loss.mean() / len(microbatches))
         parts.append({"G_loss": loss.detach()})
-    rules.processes.average([mean_loss, *gradients(state.G)])
+    rules.processes.average([mean_loss, *gradients(state.G), *collected_w(state.G)])
     norm = take_step(state.G_optimizer, "G", mean_loss, gradients(state.G))
+    advance_w_avg(state.G)
     return joined(parts) | {"G_gradient_norm": norm}
 
 
@@ -167,11 +169,12 @@ def elbo_phase(
         loss = figures["reconstruction_loss"] + figures["kl_divergence"]  # [N]
         mean_loss += _backward(loss.mean() / len(microbatches))
         parts.append({name: values.detach() for name, values in figures.items()})
-    processes.average([mean_loss, *gradients(state.D), *gradients(state.G)])
+    processes.average([mean_loss, *gradients(state.D), *gradients(state.G), *collected_w(state.G)])
     norms = {
         "D_gradient_norm": take_step(state.D_optimizer, "D", mean_loss, gradients(state.D)),
         "G_gradient_norm": take_step(state.G_optimizer, "G", mean_loss, gradients(state.G)),
     }
+    advance_w_avg(state.G)
     return joined(parts) | norms
 
 

@@ -45,7 +45,7 @@ def test_an_iteration_draws_nothing_from_the_global_generator() -> None:
 
 def _played(iterations: int = 3, **changes: object) -> TrainState:
     """The state after some iterations of a pair without BatchNorm, where rows do not touch."""
-    config, dataset = toy_config(network="mlp", **changes), toy_dataset()
+    config, dataset = toy_config(**({"network": "mlp"} | changes)), toy_dataset()
     trainer = Trainer(config, DatasetReals(dataset, config.seed), TrainState.fresh(config, dataset.shape))
     for _ in range(iterations):
         trainer.run_iteration()
@@ -58,6 +58,7 @@ def _played(iterations: int = 3, **changes: object) -> TrainState:
         {"objective": "relativistic", "r2_gamma": 0.1, "r1_interval": 1},
         {"r2_gamma": 0.1, "r1_interval": 1, "penalty_form": "finite_difference"},
         {"objective": "wasserstein", "r1_gamma": 0.0, "gp_weight": 10.0, "d_steps": 2},
+        {"network": "style"},
     ],
 )
 def test_a_batch_in_microbatches_trains_as_the_whole_one(recipe: dict[str, object]) -> None:

@@ -46,6 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "VAE": {"network": "mlp", "objective": "elbo", "r1_gamma": 0.0},
     "residual": {"network": "residual", "objective": "relativistic", "r2_gamma": 0.1, "r1_interval": 1},
+    "style": {"network": "style"},
 }
 
 ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

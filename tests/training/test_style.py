@@ -17,7 +17,14 @@ from models.store import Store
 from training.export import export_run
 from training.graph_session import GraphSession
 from training.loop import train
-from training.networks.style import W_AVG_BETA, Mapping, ModulatedConv, StyleGenerator
+from training.networks.style import (
+    W_AVG_BETA,
+    Mapping,
+    ModulatedConv,
+    StyleGenerator,
+    advance_w_avg,
+    collected_w,
+)
 from training.phases import frozen
 from training.run_folder import RunFolder
 from training.verify import verify
@@ -90,7 +97,7 @@ def test_psi_1_changes_no_bit_psi_0_is_the_average_of_the_class_and_rows_have_th
     assert torch.allclose(mixed[:1], untruncated[:1], atol=1e-6)
 
 
-def test_w_avg_follows_the_mean_of_w_while_g_learns_and_rests_while_it_is_frozen() -> None:
+def test_w_avg_follows_the_mean_of_w_at_each_step_of_g_and_rests_while_it_is_frozen() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mapping = Mapping(8, 8, num_classes=2)
@@ -98,24 +105,46 @@ def test_w_avg_follows_the_mean_of_w_while_g_learns_and_rests_while_it_is_frozen
 
     with frozen(mapping), torch.no_grad():
         mapping(z, class_idx)
-    assert not mapping.w_avg.any()
     mapping.eval()(z, class_idx)
+    advance_w_avg(mapping)
     assert not mapping.w_avg.any()
 
     mapping.train()
     for _ in range(20):
         w = mapping(z, class_idx)
+        advance_w_avg(mapping)
     means = w.detach().reshape(2, 32, 8).mean(dim=1)
     assert torch.allclose(mapping.w_avg, (1 - W_AVG_BETA**20) * means, atol=1e-5)
 
     with torch.autocast("cpu", torch.bfloat16):
         mapping(z, class_idx)
+    advance_w_avg(mapping)
     assert torch.allclose(mapping.w_avg, (1 - W_AVG_BETA**21) * means, atol=1e-4)
 
     before = mapping.w_avg.clone()
     mapping(z[:8], class_idx[:8])  # a batch without class 1
+    advance_w_avg(mapping)
     assert torch.equal(mapping.w_avg[1], before[1])
     assert not torch.equal(mapping.w_avg[0], before[0])
+
+
+def test_w_avg_moves_alike_however_the_rows_of_a_step_are_split() -> None:
+    whole, parts = small().mapping.train(), small().mapping.train()
+    z, class_idx = torch.randn(15, 12, generator=seeded()), torch.tensor([0] * 9 + [1] * 5 + [2])
+    before = whole.w_avg.clone()
+
+    whole(z, class_idx)
+    advance_w_avg(whole)
+    for rows in (slice(0, 3), slice(3, 4), slice(4, 15)):  # the first two have one class alone
+        parts(z[rows], class_idx[rows])
+    assert torch.equal(parts.w_avg, before)
+    for tensor in collected_w(parts):
+        tensor /= 8  # as the mean over eight processes does, of which this one alone has rows
+    advance_w_avg(parts)
+
+    torch.testing.assert_close(parts.w_avg, whole.w_avg, rtol=1e-6, atol=1e-6)
+    assert not torch.isclose(whole.w_avg, before, rtol=0, atol=1e-4).all(dim=1).any()  # of each class
+    assert not any(tensor.any() for tensor in collected_w(parts))
 
 
 def test_a_run_of_it_exports_and_verifies(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ MAPPING_LAYERS: Final = 4
 MAPPING_LR: Final = 0.01
 """Learning rate of the mapping network, as a share of G's: 2019, section C."""
 W_AVG_BETA: Final = 0.995
-"""Share of w_avg that survives one forward pass of training: of a microbatch, in each process."""
+"""Share of w_avg that survives a step of G."""
 SLOPE: Final = 0.2
 GAIN: Final = math.sqrt(2)
 """Of a leaky ReLU, which halves the power of what goes in."""
@@ -63,17 +63,26 @@ class ScaledLinear(nn.Module):
 class Mapping(nn.Module):
     """z with its class becomes w, and the running mean of w is kept.
 
+    A forward that G learns from only collects; `advance_w_avg` moves the mean, once a step of G, so that it
+    is the same however a batch is split. K is max(num_classes, 1).
     forward: z [N, in_dim], class_idx [N] (None if unconditional) -> w [N, w_dim]
     """
 
     w_avg: Tensor
-    """[max(num_classes, 1), w_dim]: moves while G learns, and not while it is frozen."""
+    """[K, w_dim]"""
+    w_sums: Tensor
+    """[K, w_dim]: of the rows since G stepped. No snapshot has them: between iterations there are none."""
+    w_counts: Tensor
+    """[K, 1]: how many rows they are the sums of, float32."""
 
     def __init__(self, in_dim: int, w_dim: int, num_classes: int) -> None:
         super().__init__()
         sizes = [in_dim] + [w_dim] * MAPPING_LAYERS
         self.layers = nn.ModuleList(ScaledLinear(a, b, lr=MAPPING_LR) for a, b in pairwise(sizes))
-        self.register_buffer("w_avg", torch.zeros(max(num_classes, 1), w_dim))
+        num_means = max(num_classes, 1)
+        self.register_buffer("w_avg", torch.zeros(num_means, w_dim))
+        self.register_buffer("w_sums", torch.zeros(num_means, w_dim), persistent=False)
+        self.register_buffer("w_counts", torch.zeros(num_means, 1), persistent=False)
 
     def forward(self, z: Tensor, class_idx: Tensor | None) -> Tensor:
         w = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)  # [N, in_dim] of length sqrt(in_dim)
@@ -81,7 +90,7 @@ class Mapping(nn.Module):
             w = leaky_relu(layer(w), SLOPE) * GAIN
         if self.training and w.requires_grad:
             with torch.autocast(w.device.type, enabled=False):
-                self._track(w.detach().float(), class_idx)
+                self._collect(w.detach().float(), class_idx)
         return w
 
     def averages(self, class_idx: Tensor | None) -> Tensor:
@@ -89,12 +98,32 @@ class Mapping(nn.Module):
         return self.w_avg if class_idx is None else self.w_avg[class_idx]
 
     @torch.no_grad()
-    def _track(self, w: Tensor, class_idx: Tensor | None) -> None:
+    def advance(self) -> None:
+        """Move w_avg toward the means of what was collected, where a class has any, and begin anew."""
+        means = self.w_sums / self.w_counts.clamp(min=1e-6)  # a mean over processes may be below 1
+        self.w_avg.lerp_(means, (1 - W_AVG_BETA) * (self.w_counts > 0).to(means.dtype))
+        self.w_sums.zero_()
+        self.w_counts.zero_()
+
+    @torch.no_grad()
+    def _collect(self, w: Tensor, class_idx: Tensor | None) -> None:
         classes = w.new_zeros(len(w), dtype=torch.int64) if class_idx is None else class_idx
         rows = one_hot(classes, len(self.w_avg)).to(w.dtype)  # [N, K]
-        counts = rows.sum(dim=0)[:, None]  # [K, 1]
-        means = rows.T @ w / counts.clamp(min=1)  # [K, w_dim]
-        self.w_avg.lerp_(means, (1 - W_AVG_BETA) * (counts > 0).to(w.dtype))
+        self.w_sums += rows.T @ w
+        self.w_counts += rows.sum(dim=0)[:, None]
+
+
+def collected_w(network: nn.Module) -> list[Tensor]:
+    """What `network` collected for `advance_w_avg`, by reference; its mean over processes serves as well."""
+    mappings = [module for module in network.modules() if isinstance(module, Mapping)]
+    return [tensor for one in mappings for tensor in (one.w_sums, one.w_counts)]
+
+
+def advance_w_avg(network: nn.Module) -> None:
+    """Move every w_avg by what was collected; nothing happens to a network without `Mapping`."""
+    for module in network.modules():
+        if isinstance(module, Mapping):
+            module.advance()
 
 
 class ModulatedConv(nn.Module):
