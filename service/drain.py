@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import math
 import os
 import signal
 import socket
-import struct
-from contextlib import suppress
 from typing import Any, Final
 
 from service.serving import Serving
 
 _LAST_ANSWERS_S: Final = 0.1  # for what already waits in the listener's backlog: it gets its 503
-_SO_ATTACH_FILTER: Final = 26  # Linux; the socket module does not name it
-_BPF_RETURN: Final = 0x06
+_IP_MINTTL: Final = 21  # Linux; the socket module names neither
+_IPV6_MINHOPCOUNT: Final = 73
+_LARGEST_TTL: Final = 255
 
 
 def end_with_parent(loop: asyncio.AbstractEventLoop) -> None:
@@ -54,12 +52,13 @@ def drain_on_sigterm(loop: asyncio.AbstractEventLoop, serving: Serving) -> None:
 def _take_no_connections(listener_fd: int) -> None:
     """Let the kernel drop new connection attempts on a listening socket, and keep those it holds.
 
-    Closing a listener resets connections that wait in its backlog, with requests that were sent.
-    With a filter that passes no packet (SO_ATTACH_FILTER, one instruction: return 0) nothing is
-    added to the backlog while we answer what is in it; a dropped attempt is repeated by the
-    caller's kernel and then refused, so no request of its was ever sent.
+    Closing a listener resets connections that wait in its backlog, with requests that were sent. With the
+    largest TTL as the least that is taken (IP_MINTTL; routers and hosts send 64 or 128) nothing is added to
+    the backlog while we answer what is in it; a dropped attempt is repeated by the caller's kernel and then
+    refused, so no request of its was ever sent. A socket filter would do the same, but not every kernel lets
+    a user who is not root attach one.
     """
-    instruction = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
-    program = struct.pack("HP", 1, ctypes.addressof(instruction))
-    with socket.socket(fileno=os.dup(listener_fd)) as listener, suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    with socket.socket(fileno=os.dup(listener_fd)) as listener:
+        if listener.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, _LARGEST_TTL)
+        listener.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, _LARGEST_TTL)  # a dual-stack one's IPv4, too
