@@ -8,7 +8,7 @@ and what to try (`training.advice`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,31 +31,37 @@ def adam(
     return optimizer
 
 
-def take_step(
-    optimizer: torch.optim.Optimizer, network: str, loss: Tensor, gradients: Sequence[Tensor]
-) -> Tensor:
-    """Take a step of `network`'s optimizer, and return the norm of all its `gradients` together, [1].
+def take_step(loss: Tensor, **optimizers: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Take a step of each network's optimizer, by network, or of none.
 
-    loss [] is the mean that was differentiated. Raises NotFinite, with no weight changed, where it or a
-    gradient is not finite; on a device that is not waited for `check_steps` does.
+    loss [] is the mean that was differentiated. Returns {network}_gradient_norm of each: the norm of all its
+    gradients together, [1]. Raises NotFinite, with no weight of any changed, where the loss or a gradient is
+    not finite; on a device that is not waited for `check_steps` does.
     """
-    norm = torch.nn.utils.get_total_norm(gradients)  # []
-    not_finite = ~torch.isfinite(loss + norm)
-    flag = _attributes(optimizer).get("found_inf")
-    if flag is not None:
-        flag.copy_(torch.maximum(flag, not_finite))
-    elif not_finite:
-        part = "gradient" if torch.isfinite(loss) else "loss"
-        raise NotFinite(f"the {part} of {network} is not finite, so its step was not taken")
-    optimizer.step()
-    return norm.reshape(1)
+    norms = {name: torch.nn.utils.get_total_norm(_gradients(one)) for name, one in optimizers.items()}
+    not_finite = ~torch.isfinite(loss + sum(norms.values()))
+    for network, optimizer in optimizers.items():
+        flag = _attributes(optimizer).get("found_inf")
+        if flag is not None:
+            flag.copy_(torch.maximum(flag, not_finite))
+        elif not torch.isfinite(loss + norms[network]):
+            part = "gradient" if torch.isfinite(loss) else "loss"
+            raise NotFinite(f"the {part} of {network} is not finite, so its step was not taken")
+    for optimizer in optimizers.values():
+        optimizer.step()
+    return {f"{network}_gradient_norm": norm.reshape(1) for network, norm in norms.items()}
 
 
 def check_steps(optimizer: torch.optim.Optimizer, network: str) -> None:
     """Raise NotFinite where a device has skipped steps of `network`. Waits for the device."""
     flag = _attributes(optimizer).get("found_inf")
     if flag is not None and flag:
-        raise NotFinite(f"a loss or a gradient of {network} is not finite, so no more steps were taken")
+        raise NotFinite(f"a loss or a gradient is not finite, so {network} took no more steps")
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

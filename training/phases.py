@@ -120,8 +120,8 @@ def discriminator_phase(state: TrainState, rules: Rules, microbatches: Sequence[
         mean_loss += _backward(loss.mean() / len(microbatches))
         parts.append(figures)
     rules.processes.average([mean_loss, *gradients(state.D)])
-    norm = take_step(state.D_optimizer, "D", mean_loss, gradients(state.D))
-    return joined(parts) | {"D_gradient_norm": norm}
+    norms = take_step(mean_loss, D=state.D_optimizer)
+    return joined(parts) | norms
 
 
 def generator_phase(state: TrainState, rules: Rules, microbatches: Sequence[Batch]) -> Figures:
@@ -141,9 +141,9 @@ def generator_phase(state: TrainState, rules: Rules, microbatches: Sequence[Batc
             mean_loss += _backward(loss.mean() / len(microbatches))
         parts.append({"G_loss": loss.detach()})
     rules.processes.average([mean_loss, *gradients(state.G), *collected_w(state.G)])
-    norm = take_step(state.G_optimizer, "G", mean_loss, gradients(state.G))
+    norms = take_step(mean_loss, G=state.G_optimizer)
     advance_w_avg(state.G)
-    return joined(parts) | {"G_gradient_norm": norm}
+    return joined(parts) | norms
 
 
 def elbo_phase(
@@ -170,10 +170,7 @@ def elbo_phase(
         mean_loss += _backward(loss.mean() / len(microbatches))
         parts.append({name: values.detach() for name, values in figures.items()})
     processes.average([mean_loss, *gradients(state.D), *gradients(state.G), *collected_w(state.G)])
-    norms = {
-        "D_gradient_norm": take_step(state.D_optimizer, "D", mean_loss, gradients(state.D)),
-        "G_gradient_norm": take_step(state.G_optimizer, "G", mean_loss, gradients(state.G)),
-    }
+    norms = take_step(mean_loss, D=state.D_optimizer, G=state.G_optimizer)
     advance_w_avg(state.G)
     return joined(parts) | norms
 

@@ -10,9 +10,10 @@ from torch import nn
 from toy_training import toy_config, toy_dataset
 
 from training.config import GAMES
+from training.errors import NotFinite
 from training.losses import LOSSES
 from training.penalties import NO_PENALTIES, PenaltyWeights
-from training.phases import Batch, Rules, discriminator_phase, frozen, generator_phase
+from training.phases import Batch, Rules, discriminator_phase, elbo_phase, frozen, generator_phase
 from training.snapshot import TrainState
 from training.streams import RowDraws
 
@@ -180,3 +181,23 @@ def test_a_frozen_network_normalises_as_in_training_and_thaws_as_it_was() -> Non
     assert norm.running_mean.tolist() == [0.0, 0.0]
     assert all(parameter.requires_grad for parameter in norm.parameters())
     assert norm.track_running_stats
+
+
+def test_a_vae_takes_no_half_step() -> None:
+    config = toy_config(network="mlp", objective="elbo", r1_gamma=0.0)
+    state = TrainState.fresh(config, toy_dataset().shape)
+    elbo_phase(state, [_batch()], config.elbo_sigma)
+    list(state.G.parameters())[-1].register_hook(lambda grad: grad * torch.nan)
+    before = [_weights(network) for network in (state.D, state.G)]
+
+    with pytest.raises(NotFinite, match="the gradient of G is not finite"):
+        elbo_phase(state, [_batch()], config.elbo_sigma)
+
+    assert [_changed(bits, _weights(one)) for bits, one in zip(before, (state.D, state.G), strict=True)] == [
+        set(),
+        set(),
+    ]
+
+
+def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
