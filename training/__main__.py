@@ -216,6 +216,8 @@ def _coverage(options: argparse.Namespace) -> int:
     mixture = MIXTURES[options.mixture]
     known = list(recipes.RECIPES) if options.tune else recipes.tuned_on(mixture.name)
     names = options.recipes.split(",") if options.recipes else known
+    if len(set(names)) < len(names):
+        raise InvalidValue(f"--recipes must name each recipe once, got {show(options.recipes)}")
     if options.tune:
         total_kimg = options.total_kimg or recipes.TRIAL_KIMG[mixture.name]
         configs = search.trial_configs(names, total_kimg=total_kimg, num_seeds=options.seeds or 2)

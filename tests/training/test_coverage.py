@@ -206,6 +206,14 @@ def test_a_search_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert "got 'rpgan-r1-r2-lazy', which takes the settings of another" in capsys.readouterr().err
 
 
+def test_a_recipe_named_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["coverage", "--mixture=ring", "--recipes=rpgan-r1-r2,rpgan-r1-r2", "--total-kimg=0.128"]
+
+    assert main([*words, f"--out={tmp_path}/runs"]) == 2
+
+    assert "--recipes must name each recipe once, got 'rpgan-r1-r2,rpgan" in capsys.readouterr().err
+
+
 def test_the_command_prints_each_run_and_the_worst(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
