@@ -84,7 +84,25 @@ def test_the_command_prints_conditions_and_both_tables(capsys: pytest.CaptureFix
     assert re.search(r"\| exact, each step \| \d+ \| 0\.\d\d \| \d\.\d\d \|", printed)
 
 
-def test_another_game_than_the_plain_loops_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--device=cpu", "--set=objective=elbo"]) == 2
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("objective", "elbo"),
+        ("objective", "relativistic"),
+        ("d_steps", "2"),
+        ("r1_gamma", "1.0"),
+        ("r2_gamma", "1.0"),
+        ("gp_weight", "10.0"),
+        ("augment", "color"),
+        ("D_spectral_norm", "true"),
+        ("microbatches", "2"),
+    ],
+)
+def test_another_game_than_the_plain_loops_is_refused(
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [f"--set={field}={value}" for field, value in (TINY | {name: text}).items()]
 
-    assert "--set objective must be left to the presets, since the plain loop" in capsys.readouterr().err
+    assert main(["bench", "--device=cpu", "--rounds=1", *sets]) == 2
+
+    assert f"--set {name} must be left to the presets, since the plain loop" in capsys.readouterr().err
