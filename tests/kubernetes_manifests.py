@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-MANIFESTS = Path(__file__).parents[1] / "deploy" / "kubernetes"
+MANIFESTS = Path(__file__).resolve().parents[1] / "deploy" / "kubernetes"
 STORES = ((), ("model-store-pvc",), ("model-store-s3",))
 """Where models come from: the image, a volume, an object store."""
 ADDING = ("prometheus", "ingress", "grafana")
