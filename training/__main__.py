@@ -19,7 +19,7 @@ from models.errors import ContractError, DamagedArtifact, InvalidValue, show
 from models.sampling import PRIORS, SeedRanges
 from models.store import Store
 from training.config import TrainConfig
-from training.errors import Collapsed, GraphRefused, MissingExtra, TrainingError
+from training.errors import Collapsed, GraphRefused, MissingExtra, NotFinite, TrainingError
 from training.interrupt import StopRequest
 from training.log import said_at_the_prompt
 from training.presets import MEASURED, PRESETS, preset
@@ -76,17 +76,22 @@ def _train(options: argparse.Namespace) -> int:
                 print(f"device: {device_name(device)}; processes: {processes.count}")
                 print("config:", *fields)
                 print(cost_sentences(config, dataset.shape), flush=True)
-            state = train(
-                config,
-                dataset,
-                RunFolder(options.run_dir),
-                tick_kimg=options.tick_kimg,
-                device=device,
-                processes=processes,
-                override=options.override,
-                stop_on_collapse=options.stop_on_collapse,
-                should_stop=stop,
-            )
+            try:
+                state = train(
+                    config,
+                    dataset,
+                    RunFolder(options.run_dir),
+                    tick_kimg=options.tick_kimg,
+                    device=device,
+                    processes=processes,
+                    override=options.override,
+                    stop_on_collapse=options.stop_on_collapse,
+                    should_stop=stop,
+                )
+            except NotFinite:  # it comes to all processes at once, of averaged gradients: the leader says it
+                if processes.leads:
+                    raise
+                return 2
     kimg = f"{state.cur_nimg / 1000:g} kimg"
     if stop() or state.cur_nimg < config.total_nimg:  # the signal may have come to another process of the run
         if processes.leads:

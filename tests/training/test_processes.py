@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,28 @@ def test_a_gradient_that_is_not_finite_ends_all_of_them_and_the_snapshot_before_
     assert f"at {kept.cur_nimg / 1000:g} kimg; snapshot-nimg{kept.cur_nimg:010d}.pt is kept. Try" in sentence
     assert other["exploding"][0] == "NotFinite"  # of itself, not since the first was gone
     assert sentence.startswith(other["exploding"][1])
+
+
+class _Follower(Processes):
+    """A process that does not lead, with the whole batch and without the others."""
+
+    leads = False
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_the_leader_alone_says_that_a_gradient_is_not_finite(
+    leads: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = ALONE if leads else _Follower()
+    monkeypatch.setattr("training.processes.joined", lambda _: nullcontext((processes, torch.device("cpu"))))
+    arguments = train_arguments(tmp_path / "run", save_toy_zip(tmp_path / "halves.zip"), total_kimg=3)
+
+    code = main([*arguments, *(f"--set={name}={value}" for name, value in EXPLODING.items())])
+
+    said = capsys.readouterr().err
+    assert code == 2
+    assert said.count("is not finite") == int(leads)
+    assert bool(said) == leads
 
 
 def _train(run_dir: Path, data: Path, total_kimg: float) -> list[str]:
