@@ -3,12 +3,10 @@
 The same pixels always give the same bytes: no time, no random part, fixed options. The encoders
 release the GIL, so the calls belong in a thread pool.
 
-PNG is written here, on ISA-L's deflate: Up filter, level 1, one IDAT. At 64×64 RGB that takes a
-tenth of Pillow's time for a file of the same size, and a third of stdlib zlib's with Z_RLE. Level 1
-also because of its bytes: one wheel run under seven CPU models (QEMU, and AVX-512 in hardware) writes
-the same from SSE4.2 on, while level 3 differs between SSE4.2, AVX2 and AVX-512. On a CPU without
-SSE4.2 ISA-L hashes differently and so do libraries of another build, so `encoder_id` does not trust
-version numbers alone.
+PNG is written here: Up filter, stdlib zlib with run-length matches only (Z_RLE), one IDAT. At 64×64 RGB
+that takes a third of Pillow's time for a file of the same size. ISA-L takes a third of that again, but under
+load it was seen to write one image's stream in two ways: the same pixels, other bytes. Builds of zlib and
+Pillow differ too, so `encoder_id` does not trust version numbers alone.
 """
 
 from __future__ import annotations
@@ -16,15 +14,14 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal
 
-import isal
 import numpy as np
 import numpy.typing as npt
 import PIL
-from isal import isal_zlib
 from PIL import Image
 
 Format = Literal["png", "jpg", "webp", "npy"]
@@ -41,12 +38,12 @@ MEDIA_TYPES: Final[dict[str, str]] = {
     "json": "application/json",
 }
 
-_PNG_LEVEL: Final = 1  # the only level whose bytes do not depend on the CPU (see above)
+_PNG_DEFLATE: Final = (1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
 _PNG_UP: Final = 2  # filter: each row as its difference to the row above
 _PNG_COLOUR_TYPES: Final = {1: 0, 3: 2}  # channels: grey, RGB
 # Keyword, not compressed, no language, no translated keyword: what the XMP specification, part 3, asks for.
 _PNG_XMP: Final = b"XML:com.adobe.xmp\0\0\0\0\0"
-_PNG_IDAT_CRC: Final = isal_zlib.crc32(b"IDAT")
+_PNG_IDAT_CRC: Final = zlib.crc32(b"IDAT")
 
 # Pillow's.
 _OPTIONS: Final[dict[str, dict[str, Any]]] = {
@@ -86,8 +83,9 @@ def encode_png(pixels: npt.NDArray[np.uint8], mark: bytes | None = None) -> byte
     scanlines[:, 0] = _PNG_UP
     scanlines[0, 1:] = rows[0]  # the row above the first counts as zeros
     np.subtract(rows[1:], rows[:-1], out=scanlines[1:, 1:])
-    data = isal_zlib.compress(scanlines, _PNG_LEVEL)
-    check = isal_zlib.crc32(data, _PNG_IDAT_CRC)
+    deflate = zlib.compressobj(*_PNG_DEFLATE)
+    data = deflate.compress(scanlines.data) + deflate.flush()
+    check = zlib.crc32(data, _PNG_IDAT_CRC)
     return b"".join(
         (
             _png_head(pixels.shape),
@@ -103,7 +101,7 @@ def encode_png(pixels: npt.NDArray[np.uint8], mark: bytes | None = None) -> byte
 
 def _png_chunk(kind: bytes, data: bytes) -> bytes:
     """One chunk of a PNG file: length, kind, data, check sum."""
-    check = isal_zlib.crc32(data, isal_zlib.crc32(kind))
+    check = zlib.crc32(data, zlib.crc32(kind))
     return b"".join((len(data).to_bytes(4, "big"), kind, data, check.to_bytes(4, "big")))
 
 
@@ -148,7 +146,7 @@ def encoder_id() -> str:
     for fmt in IMAGE_FORMATS:
         made.update(encode_image(fixed, fmt, b"mark"))
     made.update(encode_walk(np.stack([fixed, fixed[::-1]]), 40, b"mark"))
-    return f"isal {isal.__version__}, pillow {PIL.__version__}, {made.hexdigest()[:12]}"
+    return f"zlib {zlib.ZLIB_RUNTIME_VERSION}, pillow {PIL.__version__}, {made.hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)

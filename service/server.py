@@ -112,7 +112,8 @@ def _check_port(settings: Settings) -> None:
             probe.bind((settings.host, settings.port))
         except OSError as error:
             raise StartError(
-                f"port {settings.port} of {settings.host} cannot be had: {error.strerror}"
+                f"port {settings.port} of {settings.host} cannot be had: {error.strerror}; "
+                "give another with --port"
             ) from None
 
 
