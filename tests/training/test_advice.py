@@ -50,7 +50,7 @@ def test_for_a_won_game(changed: dict[str, object], sentence: str) -> None:
             "G_lr and D_lr below 0.0004 and 0.0004",
         ),
         ({"objective": "relativistic", "r2_gamma": 0.1}, "G_lr and D_lr below 0.0004 and 0.0004"),
-        ({"objective": "elbo", "r1_gamma": 0.0}, "elbo_sigma below 0.2"),
+        ({"objective": "elbo", "r1_gamma": 0.0, "elbo_sigma": 0.2}, "elbo_sigma below 0.2"),
     ],
 )
 def test_for_a_collapse(changed: dict[str, object], sentence: str) -> None:
