@@ -1,6 +1,6 @@
 """Builds the cpu image of deploy/Dockerfile.service and runs the rendered Deployment with podman.
 
-.ci/run calls it. No test of pytest, since it needs root and Debian's podman, buildah, debootstrap,
+.ci/image calls it. No test of pytest, since it needs root and Debian's podman, buildah, debootstrap,
 slirp4netns and catatonit. What Kubernetes would enforce, podman enforces here: user, read-only root,
 capabilities, limits, mounts. Prints what it found, and ends at the first thing that is not so.
 """
