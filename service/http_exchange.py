@@ -14,6 +14,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 _LITTLE_BYTES: Final = 2**16
 """A body of so many is copied behind its head: cheaper than a write of two parts."""
 
+_CLOSE: Final = (b"connection", b"close")
+
 
 class Exchange(RequestResponseCycle):
     """uvicorn's cycle; `of` turns one into it."""
@@ -61,10 +63,10 @@ class Exchange(RequestResponseCycle):
     def _answer(self, start: Any, body: bytes) -> None:
         """Send the whole answer."""
         headers = [*self.default_headers, *start["headers"]]
-        if not self.keep_alive:
-            headers.append((b"connection", b"close"))
-        elif (b"connection", b"close") in headers:
+        if _CLOSE in headers:
             self.keep_alive = False
+        elif not self.keep_alive:
+            headers.append(_CLOSE)
         lines = [b"%b: %b\r\n" % field for field in headers]
         head = STATUS_LINE[start["status"]] + b"".join(lines)
         if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1:

@@ -88,9 +88,10 @@ def test_a_large_body_is_not_copied() -> None:
 def test_the_connection_is_closed_after_an_answer_that_says_so_or_must() -> None:
     told = answered([(b"content-length", b"0"), (b"connection", b"close")], b"")
     must = answered([(b"content-length", b"0")], b"", keep_alive=False)
+    both = answered([(b"content-length", b"0"), (b"connection", b"close")], b"", keep_alive=False)
 
     head = OK + b"x-always: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-    assert told == must == [head, "closed", "answered"]
+    assert told == must == both == [head, "closed", "answered"]
 
 
 @pytest.mark.parametrize(
