@@ -80,8 +80,8 @@ TUNED: Final[Mapping[tuple[str, str], Settings]] = {
     ("rpgan-r1-r2", "grid"): Settings(lr=2e-3, beta1=0.0, weight=0.1),
 }
 """By recipe and mixture. These were chosen by hand, in some sixty short runs on seeds 0 to 2 that compared
-batch size, gamma, learning rate, beta1, beta2 and schedules. The search of `--tune` was played on the ring only and is
-not taken over: one mixture alone would compare nothing."""
+batch size, gamma, learning rate, beta1, beta2 and schedules. The search of `--tune` was played on the ring
+only and is not taken over: one mixture alone would compare nothing."""
 
 
 def recipe(name: str) -> Recipe:
