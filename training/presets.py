@@ -43,6 +43,29 @@ def fashion_mnist() -> TrainConfig:
     )
 
 
+def emoji() -> TrainConfig:
+    """Faces, persons and flags, 64×64 RGB, from 1,209 emoji.
+
+    gantrain train --preset emoji --run-dir RUN_DIR --data package
+
+    G: 0.684 M parameters, 15.6 M MACs an image. D: 0.28 M parameters, 10.8 M MACs an image.
+    """
+    return TrainConfig(
+        preset="emoji",
+        total_kimg=240,
+        batch_size=32,
+        img_resolution=64,
+        G_channels=24,
+        D_channels=20,
+        r1_gamma=0.5,
+        augment="color,translation,cutout",
+        G_lr=2e-3,
+        D_lr=2e-3,
+        adam_beta1=0.0,
+        lr_decay_start=0.0,
+    )
+
+
 def textbook() -> TrainConfig:
     """The game as the founding chapter writes it: G minimises log(1 - D(G(z))).
 
@@ -145,6 +168,7 @@ def _small(preset: str, **fields: Any) -> TrainConfig:
 
 PRESETS: Final[dict[str, Callable[[], TrainConfig]]] = {
     "fashion-mnist": fashion_mnist,
+    "emoji": emoji,
     "textbook": textbook,
     "ns-dcgan": ns_dcgan,
     "r3": r3,

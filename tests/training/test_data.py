@@ -194,6 +194,55 @@ def test_a_download_that_unpacks_to_more_than_the_data_is_refused(
         fashion_mnist.download(tmp_path / "data", mirrors=[url])
 
 
+# The emoji package
+
+
+def emoji_package(folder: Path) -> Path:
+    """A face, a person in two skin tones, a flag, and what is not used of such a package."""
+
+    def entry(image: str, subcategory: str, **more: object) -> dict[str, object]:
+        return {"image": image, "subcategory": subcategory, "has_img_google": True, **more}
+
+    tone = {"1F3FB": {"image": "c.png", "has_img_google": True}}
+    entries = [
+        entry("d.png", "country-flag"),
+        entry("a.png", "face-smiling"),
+        entry("b.png", "person", skin_variations=tone),
+        entry("x.png", "food-fruit"),
+        entry("y.png", "person") | {"has_img_google": False},
+    ]
+    colors = {"a": (255, 0, 0, 255), "b": (0, 255, 0, 255), "c": (0, 0, 255, 255), "d": (9, 9, 9, 0)}
+    images = {f"img/google/64/{name}.png": png(c, "RGBA", (64, 64)) for name, c in colors.items()}
+    return write_files(folder, images | {"emoji.json": json.dumps(entries).encode()})
+
+
+def test_the_emoji_package_is_faces_persons_and_flags_with_every_skin_tone(tmp_path: Path) -> None:
+    dataset = open_dataset(emoji_package(tmp_path / "package"), img_resolution=64)
+
+    assert (dataset.name, dataset.licence) == ("emoji", "Apache-2.0")
+    assert [dataset.class_names[i] for i in dataset.class_idx] == ["Face", "Person", "Person", "Flag"]
+    assert dataset.images[:, :, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ({"emoji.json": b'{"a": 1}'}, r"emoji\.json must be the list of emoji-datasource-google: TypeError"),
+        ({"img/google/64/a.png": b""}, r"a\.png cannot be read as an image"),
+        ({"img/google/64/a.png": None}, "must be the whole package emoji-datasource-google: .*No such file"),
+    ],
+)
+def test_an_emoji_package_that_is_not_whole_is_refused(
+    damage: dict[str, bytes | None], sentence: str, tmp_path: Path
+) -> None:
+    folder = emoji_package(tmp_path)
+    for name, content in damage.items():
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+
+    with pytest.raises(DataError, match=sentence):
+        open_dataset(folder, img_resolution=64)
+
+
 # Folders and zips of images
 
 

@@ -14,6 +14,7 @@ from training.networks.cost import Cost, cost_sentences
 from training.presets import PRESETS, preset, train_command
 
 FASHION_MNIST = DataShape(img_channels=1, num_classes=10)
+EMOJI = DataShape(img_channels=3, num_classes=3)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -21,7 +22,7 @@ def test_a_preset_is_headed_by_its_command_and_its_cost(name: str) -> None:
     config = preset(name)
     text = inspect.getdoc(PRESETS[name]) or ""
 
-    sentences = cost_sentences(config, FASHION_MNIST)
+    sentences = cost_sentences(config, EMOJI if name == "emoji" else FASHION_MNIST)
 
     assert config.preset == name
     assert f"\ngantrain train --preset {name} --run-dir RUN_DIR" in text

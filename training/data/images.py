@@ -47,14 +47,21 @@ def read_zip(path: Path) -> Dataset:
 def _assemble(name: str, files: Iterable[str], read: Read) -> Dataset:
     files = list(files)
     image_files = [file for file in files if file.lower().endswith(SUFFIXES)]
-    if not image_files:
-        raise DataError(f"{name} must hold images ({', '.join(SUFFIXES)}), it holds none")
-    arrays = [_decode(read(file), file) for file in image_files]
     return Dataset(
         name=name,
-        images=_stack(arrays, image_files),
+        images=read_images(name, image_files, read),
         class_idx=_labels(read(LABELS_FILE), image_files) if LABELS_FILE in files else None,
     )
+
+
+def read_images(name: str, files: list[str], read: Read) -> npt.NDArray[np.uint8]:
+    """Return the images [N, C, H, W] of the data set `name` that are in `files`, one after the other.
+
+    Raises DataError where there are none, and naming the file that is wrong.
+    """
+    if not files:
+        raise DataError(f"{name} must hold images ({', '.join(SUFFIXES)}), it holds none")
+    return _stack([_decode(read(file), file) for file in files], files)
 
 
 def _decode(content: bytes, file: str) -> npt.NDArray[np.uint8]:

@@ -1,14 +1,14 @@
 """Find out what a path holds, and read it.
 
-A folder with IDX files, a folder of images, or a zip of images. Without a path: Fashion-MNIST
-where Debian puts it.
+A folder with IDX files, the emoji package, a folder of images, or a zip of images. Without a path:
+Fashion-MNIST where Debian puts it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from training.data import fashion_mnist, images
+from training.data import emoji, fashion_mnist, images
 from training.data.dataset import Dataset
 from training.errors import DataError
 
@@ -18,11 +18,18 @@ def open_dataset(path: Path | None, img_resolution: int) -> Dataset:
     if path is None:
         return _debian_fashion_mnist().padded(img_resolution)
     if path.is_dir():
-        read = fashion_mnist.read_folder if fashion_mnist.holds_idx(path) else images.read_folder
-        return read(path).padded(img_resolution)
+        return _read_folder(path).padded(img_resolution)
     if path.is_file():
         return images.read_zip(path).padded(img_resolution)
     raise DataError(f"--data must name a folder or a zip file, got {str(path)!r}")
+
+
+def _read_folder(folder: Path) -> Dataset:
+    if fashion_mnist.holds_idx(folder):
+        return fashion_mnist.read_folder(folder)
+    if emoji.holds_emoji(folder):
+        return emoji.read_folder(folder)
+    return images.read_folder(folder)
 
 
 def _debian_fashion_mnist() -> Dataset:
