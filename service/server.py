@@ -40,6 +40,7 @@ from service.drain import drain_on_sigterm, end_with_parent
 from service.errors import StartError
 from service.http_protocol import patient_protocol
 from service.http_routes import surround
+from service.memory import give_freed_memory_back
 from service.serving import Serving
 from service.session import check_runtime
 from service.settings import Settings, check_devices
@@ -56,6 +57,7 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. Raises StartError, ContractError."""
     log.configure(settings.log_level)
+    give_freed_memory_back()
     check_runtime(settings.accelerator)
     check_devices(settings)
     artifacts = _resolve(settings)
