@@ -16,7 +16,8 @@ def resident_mib():
 if sys.argv[1] == "give back":
     give_freed_memory_back()
 libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 
 def use_and_free(mib):
     block = libc.malloc(mib * 2**20)
