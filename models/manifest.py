@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Final, Literal
 
+from models.calibration import Calibration
 from models.errors import DamagedArtifact, InvalidValue, show
 from models.sampling import PRIORS, Prior
 
@@ -71,7 +72,8 @@ class Manifest:
     export: Mapping[str, Any] = field(default_factory=dict)
     """Opset, precision, largest grey-level difference to torch, tools and versions."""
     sampler: Mapping[str, Any] | None = None
-    """Calibration of the discriminator for MH sampling, where there is one."""
+    """Calibration of the discriminator (`Calibration`) and the figures behind it; or, without one, only
+    `why_not`. None where the generator came alone."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -116,6 +118,7 @@ class Manifest:
             self.metrics,
         )
         _rule(isinstance(self.sampler, Mapping | None), "sampler", "an object or null", self.sampler)
+        _ = self.calibration  # raises where it breaks a rule
 
     @property
     def img_shape(self) -> tuple[int, int, int]:
@@ -136,6 +139,29 @@ class Manifest:
     def graph_outputs(self) -> dict[str, tuple[str, list[int]]]:
         """The graph's one output, in the same form."""
         return {"images": ("tensor(uint8)", list(self.img_shape))}
+
+    @property
+    def discriminator_inputs(self) -> dict[str, tuple[str, list[int]]]:
+        """The inputs of DISCRIMINATOR_FILE, where there is one, in the same form."""
+        inputs: dict[str, tuple[str, list[int]]] = {"images": ("tensor(uint8)", list(self.img_shape))}
+        if self.num_classes:
+            inputs["class_idx"] = ("tensor(int64)", [])
+        return inputs
+
+    @property
+    def discriminator_outputs(self) -> dict[str, tuple[str, list[int]]]:
+        """Its one output: D's raw logit of each image."""
+        return {"realness": ("tensor(float)", [])}
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What D's logits mean; None where no discriminator is at work."""
+        return None if self.sampler is None else Calibration.from_facts(self.sampler)
+
+    @property
+    def why_no_calibration(self) -> str:
+        """Why no discriminator is at work, in a sentence, where the artifact says so; else empty."""
+        return "" if self.sampler is None else str(self.sampler.get("why_not", ""))
 
     @property
     def has_truncation(self) -> bool:

@@ -2,7 +2,8 @@
 
 Owns the rule that makes a seed the name of an image: which random stream a seed opens, which
 class a conditional model takes when none is asked for, which values of `class_idx` and
-`truncation_psi` are allowed, how seed ranges are written, and the path between two latents.
+`truncation_psi` are allowed, how seed ranges are written, the path between two latents, and the
+Metropolis-Hastings chain that chooses among several images of one seed.
 Endpoint, offline runs and training grids all call these functions, so they cannot disagree.
 Refuses to own: networks, sessions, files.
 """
@@ -27,6 +28,8 @@ PRIORS: Final[tuple[Prior, ...]] = ("normal", "uniform")
 
 MAX_SEED: Final = 2**32 - 1
 MAX_TRUNCATION_PSI: Final = 2.0
+LOGIT_STEP: Final = 1e-3
+"""D's logits are rounded to this before they are compared."""
 
 _SEED_RANGE = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?", re.ASCII)
 
@@ -59,6 +62,56 @@ class LatentSampler:
             else:
                 latents[row] = self._stream.uniform(-1.0, 1.0, self.z_dim)
         return latents
+
+    def draw_proposals(
+        self, seeds: Sequence[int] | npt.NDArray[np.integer], proposals: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+        """Return the latents [N, proposals, z_dim] float32 and uniforms [N, proposals] float64 of MH chains.
+
+        In this order from the seed's one stream: the latents that `draw` gives, which are proposal 0;
+        then for each further proposal its latents and its uniform, `random_sample()` in [0, 1). So a
+        longer chain begins as a shorter one. Proposal 0 is taken without a uniform: its entry is 0.
+        """
+        latents = np.empty((len(seeds), proposals, self.z_dim), dtype=np.float32)
+        uniforms = np.zeros((len(seeds), proposals))
+        stream, normal = self._stream, self.prior == "normal"
+        for row, seed in enumerate(seeds):
+            stream.seed(int(seed))
+            for proposal in range(proposals):
+                latents[row, proposal] = (
+                    stream.randn(self.z_dim) if normal else stream.uniform(-1.0, 1.0, self.z_dim)
+                )
+                if proposal:
+                    uniforms[row, proposal] = stream.random_sample()
+        return latents, uniforms
+
+
+def rounded_logits(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Logits as they are compared: to LOGIT_STEP, so that the last bits of a device decide nothing."""
+    return np.rint(logits.astype(np.float64) / LOGIT_STEP) * LOGIT_STEP
+
+
+def mh_choices(
+    logits: npt.NDArray[np.floating], uniforms: npt.NDArray[np.float64], scale: float
+) -> npt.NDArray[np.int64]:
+    """Which proposal each row's chain ends at: [N], of D's logits [N, K] and uniforms [N, K].
+
+    Independence Metropolis-Hastings with G as proposal distribution (Turner 2019, arXiv:1811.11357,
+    section 3): from x_k the chain moves to x' with probability
+
+        α(x', x_k) = min(1, (D(x_k)⁻¹ - 1) / (D(x')⁻¹ - 1))
+
+    where D is calibrated. With D = σ(scale · logit + offset) that is min(1, exp(scale · (logit' - logit_k))):
+    the offset cancels. The chain begins at proposal 0, the plain image, not at a real one as in the paper,
+    which needs data: K = 1 is the plain sampler. Each row depends on its own values alone.
+    """
+    logits = rounded_logits(logits)
+    rows, chosen = np.arange(len(logits)), np.zeros(len(logits), dtype=np.int64)
+    for proposal in range(1, logits.shape[1]):
+        gain = scale * (logits[:, proposal] - logits[rows, chosen])  # [N]
+        accepted = uniforms[:, proposal] < np.exp(np.minimum(gain, 0.0))
+        chosen[accepted] = proposal
+    return chosen
 
 
 def latents_from_seeds(

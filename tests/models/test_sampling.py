@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.calibration import Calibration, Sampler, resolve_proposals
 from models.errors import InvalidValue
 from models.sampling import (
     MAX_SEED,
+    LatentSampler,
+    Prior,
     SeedRanges,
     latents_from_seeds,
+    mh_choices,
     resolve_class_idx,
     resolve_truncation_psi,
     seeds_text,
@@ -134,3 +141,115 @@ def test_range_text_is_a_sequence_that_is_never_expanded() -> None:
 def test_bad_range_text_is_refused(text: str) -> None:
     with pytest.raises(InvalidValue, match="seeds must"):
         SeedRanges.parse(text)
+
+
+# Metropolis-Hastings: several images of one seed, and the one that the chain ends at
+
+
+@given(st.lists(seeds, min_size=1, max_size=6), st.integers(1, 9), st.sampled_from(["normal", "uniform"]))
+def test_proposals_come_from_the_seeds_one_stream_in_the_written_order(
+    many: list[int], z_dim: int, prior: Prior
+) -> None:
+    sampler = LatentSampler(z_dim, prior)
+
+    latents, uniforms = sampler.draw_proposals(many, 5)
+    fewer, fewer_uniforms = sampler.draw_proposals(many[-1:], 3)
+
+    assert np.array_equal(latents[:, 0], sampler.draw(many))  # the plain image's latents are unchanged
+    assert np.array_equal(fewer[0], latents[-1, :3])  # alone or in any batch, and a prefix of a longer chain
+    assert np.array_equal(fewer_uniforms[0], uniforms[-1, :3])
+    stream = np.random.RandomState(many[0])
+    draw = stream.randn if prior == "normal" else lambda n: stream.uniform(-1, 1, n)
+    draw(z_dim)
+    for proposal in range(1, 5):
+        assert np.array_equal(latents[0, proposal], draw(z_dim).astype(np.float32))
+        assert uniforms[0, proposal] == stream.random_sample()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 8), st.integers(1, 12), st.floats(0.1, 1.5))
+def test_a_chain_is_the_papers_row_by_row_and_alone_as_in_any_batch(
+    seed: int, rows: int, proposals: int, scale: float
+) -> None:
+    random = np.random.RandomState(seed)
+    logits, uniforms = random.randn(rows, proposals) * 2, random.rand(rows, proposals)
+
+    chosen = mh_choices(logits, uniforms, scale)
+
+    for row in range(rows):
+        D = 1 / (1 + np.exp(-scale * np.round(logits[row], 3)))
+        at = 0
+        for proposal in range(1, proposals):
+            if uniforms[row, proposal] < min(1.0, (1 / D[at] - 1) / (1 / D[proposal] - 1)):  # Turner 2019
+                at = proposal
+        assert chosen[row] == at
+        assert chosen[row] == mh_choices(logits[row : row + 1], uniforms[row : row + 1], scale)[0]
+
+
+def test_one_proposal_is_the_plain_image_and_the_last_bits_of_a_logit_decide_nothing() -> None:
+    logits, uniforms = np.array([[1.0, 0.5, 0.7]]), np.array([[0.0, 0.61, 0.9]])
+
+    assert mh_choices(logits[:, :1], uniforms[:, :1], 1.0).tolist() == [0]
+    assert mh_choices(logits, uniforms, 1.0).tolist() == mh_choices(logits + 4e-4, uniforms, 1.0).tolist()
+
+
+def test_the_chain_samples_what_the_discriminator_knows_of_the_data() -> None:
+    """A G that makes one of two images in one of ten rows where the data has both alike: D mends it."""
+    random = np.random.RandomState(0)
+    rare = random.rand(20_000, 64) < 0.1
+    logits = np.where(rare, np.log(0.5 / 0.1), np.log(0.5 / 0.9))  # log p_data / p_g
+
+    chosen = mh_choices(logits, random.rand(20_000, 64), 1.0)
+
+    assert rare[np.arange(20_000), chosen].mean() == pytest.approx(0.5, abs=0.02)
+
+
+CALIBRATION = Calibration(scale=2.0, offset=-1.0, mh=True, max_proposals=16)
+
+
+def test_realness_is_the_calibrated_probability_of_the_rounded_logit() -> None:
+    assert CALIBRATION.realness(np.array([0.5, 0.50049, -1e6, 1e6])).tolist() == [0.5, 0.5, 0.0, 1.0]
+    assert CALIBRATION.realness(np.array([1.0]))[0] == 0.7311
+
+
+def test_the_sampler_resolves_to_a_number_of_proposals() -> None:
+    assert resolve_proposals(None, None, None) == resolve_proposals("plain", None, CALIBRATION) == 1
+    assert resolve_proposals("mh", None, CALIBRATION) == 12
+    assert resolve_proposals("mh", 1, CALIBRATION) == 1
+
+
+@pytest.mark.parametrize(
+    ("sampler", "proposals", "calibration", "sentence"),
+    [
+        ("plain", 4, CALIBRATION, "proposals must be left out where sampler is plain, got 4"),
+        ("mh", 17, CALIBRATION, "proposals must be an integer between 1 and 16, got 17"),
+        ("mh", 0, CALIBRATION, "proposals must be an integer between 1 and 16, got 0"),
+        ("greedy", None, CALIBRATION, "sampler must be one of plain, mh, got 'greedy'"),
+        ("mh", None, None, "sampler must be plain: the model has no discriminator, got 'mh'"),
+        ("mh", None, replace(CALIBRATION, mh=False, why_not="it was worse"), "it was worse, got 'mh'"),
+    ],
+)
+def test_a_sampler_that_is_not_offered_is_refused(
+    sampler: Sampler, proposals: int | None, calibration: Calibration | None, sentence: str
+) -> None:
+    with pytest.raises(InvalidValue, match=re.escape(sentence)):
+        resolve_proposals(sampler, proposals, calibration)
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"scale": 0}, "sampler.scale must be a number above 0, got 0"),
+        ({"scale": float("nan")}, "sampler.scale must be a number above 0, got nan"),
+        ({"mh": 1}, "sampler.mh must be true or false, and why_not text, got 1"),
+        ({"kind": "isotonic"}, "sampler.kind must be logistic, got 'isotonic'"),
+        ({"max_proposals": 0}, "sampler.max_proposals must be an integer between 1 and 1024, got 0"),
+    ],
+)
+def test_a_calibration_that_breaks_a_rule_is_refused(facts: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InvalidValue, match=re.escape(sentence)):
+        Calibration.from_facts(CALIBRATION.to_facts() | facts)
+
+
+def test_a_calibration_reads_back_and_one_without_a_scale_is_none() -> None:
+    assert Calibration.from_facts(CALIBRATION.to_facts() | {"measured": []}) == CALIBRATION
+    assert Calibration.from_facts({"why_not": "a critic"}) is None
