@@ -104,6 +104,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from training.card import is_finished
     from training.export import export_run
 
     artifact = export_run(
@@ -114,7 +115,10 @@ def _export(options: argparse.Namespace) -> int:
         licence=options.licence,
         precision=options.precision,
     )
-    facts = artifact.manifest.export
+    facts, training = artifact.manifest.export, artifact.manifest.training
+    if not is_finished(training):
+        whole = f"{training['config']['total_kimg']:g} kimg"
+        print(f"gantrain: caution: the run is not finished: {training['kimg']:g} of {whole}", file=sys.stderr)
     print(f"published {artifact.address} in {artifact.path}")
     print(f"digest {artifact.digest}")
     print(f"largest difference to torch: {facts['largest_difference_to_torch_levels']} of 255 grey levels")

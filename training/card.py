@@ -1,24 +1,31 @@
 """The model card beside an artifact: facts of its manifest, in the form of a Hugging Face card.
 
-Every line comes from the manifest; what is not in there is not claimed. Refuses to own: opinions.
+Every line comes from the manifest; what is not in there is not claimed. Refuses to own: opinions, the layout
+of figures (`training.card_figures`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from models.manifest import Manifest, Truncation
+from training.card_figures import Column, by_protocol, failings, label, tables
 
 CARD_FILE: Final = "CARD.md"
 PREVIEW_FILE: Final = "preview.png"
+TRUNCATED_PREVIEW_FILE: Final = "preview-0.7.png"
+TRUNCATED_PREVIEW_PSI: Final = 0.7
 _TRUNCATION: Final[dict[Truncation, str]] = {
     "none": "",
     "z": " `truncation_psi` scales the latents: 1 is off, lower is more typical and less varied.",
     "w": " `truncation_psi` pulls toward the average image: 1 is off, lower is more typical and less varied.",
 }
 
+_TASK: Final = "unconditional-image-generation"
 _UNTOLD: Final = "How it was trained is not known here."
 
 
@@ -32,33 +39,64 @@ def card_text(manifest: Manifest) -> str:
     sections = (
         _header(manifest),
         f"# {manifest.name}:{manifest.version}",
-        f"![one row a class, seeds 0-9]({PREVIEW_FILE})" if manifest.num_classes else f"![]({PREVIEW_FILE})",
+        _pictures(manifest),
         _what(manifest),
         _origin(manifest),
+        _figures(manifest),
+        _failings(manifest),
+        _discriminator(manifest.sampler),
         _serving(manifest),
         _proof(manifest),
     )
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _header(manifest: Manifest) -> str:
-    licence = manifest.licence.partition(" ")[0].lower()
-    lines = [
-        "---",
-        f"license: {licence}",
-        "library_name: ganserve",
-        "pipeline_tag: unconditional-image-generation",
-    ]
-    if not {"imported_from", "published_from"} & set(manifest.export):  # a run of this package
+    """The YAML that the Hugging Face Hub reads, figures as its `model-index`."""
+    facts: dict[str, Any] = {
+        "license": manifest.licence.partition(" ")[0].lower(),
+        "library_name": "ganserve",
+        "pipeline_tag": _TASK,
+        "tags": ["onnx", "image-generation"],
+    }
+    if _is_own(manifest):
         config = manifest.training["config"]
-        kind = "vae" if config["objective"] == "elbo" else f"gan, {config.get('network', 'dcgan')}"
-        lines += [
-            f"tags: [{kind}, onnx, image-generation]",
-            f"datasets: [{manifest.training['data']['name']}]",
-        ]
-    else:
-        lines.append("tags: [onnx, image-generation]")
-    return "\n".join((*lines, "---"))
+        kind = ["vae"] if config["objective"] == "elbo" else ["gan", config.get("network", "dcgan")]
+        facts["tags"] = kind + facts["tags"]
+        facts["datasets"] = [manifest.training["data"]["name"]]
+    if manifest.metrics:
+        results = [_result(group) for group in by_protocol(manifest.metrics)]
+        facts["model-index"] = [{"name": f"{manifest.name}:{manifest.version}", "results": results}]
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
+
+
+def _result(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of one protocol as one result of a `model-index`."""
+    protocol = dict(figures[0]["protocol"])
+    data = {"type": protocol["data"], "name": protocol["data"], "split": protocol["split"]}
+    return {
+        "task": {"type": _TASK},
+        "dataset": data,
+        "metrics": [
+            {"type": one["name"], "name": label(one["name"]), "value": one["value"], "args": dict(protocol)}
+            for one in figures
+        ],
+    }
+
+
+def _is_own(manifest: Manifest) -> bool:
+    """Whether a run of this package made it."""
+    return not {"imported_from", "published_from"} & set(manifest.export)
+
+
+def _pictures(manifest: Manifest) -> str:
+    told = "one row a class, seeds 0-9" if manifest.num_classes else "seeds from 0 on"
+    pictures = [f"![{told}]({PREVIEW_FILE})"]
+    if manifest.has_truncation:
+        pictures.append(
+            f"The same with `truncation_psi` {TRUNCATED_PREVIEW_PSI}:\n\n![{told}]({TRUNCATED_PREVIEW_FILE})"
+        )
+    return "\n\n".join(pictures)
 
 
 def _what(manifest: Manifest) -> str:
@@ -93,15 +131,37 @@ def _training(facts: Mapping[str, Any]) -> str:
     return f"""## Training
 
 - Data: {data["name"]}, {data["num_images"]:,} images, sha256 {data["digest"][:12]}
-- Length: {facts["kimg"]:g} thousand images shown, {facts["train_s"] / 60:.0f} minutes
+- Length: {_length(facts)}
 - On: {environment["device"]}, {threads}, torch {environment["torch"]}
 - Exported: the moving average of the weights
 
-The same run again:
+{_again(facts)}
 
 ```
 {facts["command"]}
 ```{but}"""
+
+
+def _length(facts: Mapping[str, Any]) -> str:
+    told = f"{facts['kimg']:g} thousand images shown, {facts['train_s'] / 60:.0f} minutes"
+    return (
+        told if is_finished(facts) else f"{told}; **stopped before its end**, {_total_kimg(facts):g} thousand"
+    )
+
+
+def _again(facts: Mapping[str, Any]) -> str:
+    if is_finished(facts):
+        return "The same run again:"
+    return f"The same run again, to be stopped at {facts['kimg']:g} thousand images:"
+
+
+def is_finished(training: Mapping[str, Any]) -> bool:
+    """Whether a run whose facts these are was trained to the end of its config."""
+    return bool(training["kimg"] >= _total_kimg(training))
+
+
+def _total_kimg(training: Mapping[str, Any]) -> float:
+    return float(training["config"]["total_kimg"])
 
 
 def _import(facts: Mapping[str, Any]) -> str:
@@ -124,6 +184,49 @@ def _published(facts: Mapping[str, Any], training: Mapping[str, Any]) -> str:
 - Added around it: pixels from the range {facts["range"]} and the layout {facts["layout"]}
 
 {told}"""
+
+
+def _figures(manifest: Manifest) -> str:
+    if not manifest.metrics:
+        return ""
+    beside = [
+        Column(
+            f"{one['preset']}, {one['kimg']:g} thousand images, {one['train_s'] / 60:.0f} minutes",
+            one["metrics"],
+        )
+        for one in manifest.training.get("beside", ())
+    ]
+    return f"## Figures\n\n{tables([Column('this generator', manifest.metrics), *beside])}"
+
+
+def _failings(manifest: Manifest) -> str:
+    sentences = failings(manifest.metrics)
+    if _is_own(manifest) and not is_finished(manifest.training):
+        sentences.insert(0, "Its training was stopped before its end.")
+    return "## What is wrong with it\n\n" + "\n".join(f"- {one}" for one in sentences) if sentences else ""
+
+
+def _discriminator(sampler: Mapping[str, Any] | None) -> str:
+    if sampler is None:
+        return ""
+    title = "## Its discriminator"
+    if "scale" not in sampler:
+        return f"{title}\n\nNone is beside it: {sampler['why_not']}."
+    fitted = sampler["fitted_on"]
+    offer = (
+        f'`"sampler": "mh"` is offered: D chooses out of {sampler["proposals"]} images (Metropolis-Hastings).'
+        if sampler["mh"]
+        else f'`"sampler": "mh"` is not offered: {sampler["why_not"]}.'
+    )
+    return f"""{title}
+
+`"realness": true` tells how probably D takes an image for a real one: \
+σ({sampler["scale"]:g} · logit {sampler["offset"]:+g}), fitted on {fitted["n_real"]:,} images of \
+{fitted["data"]} that D never saw and {fitted["n_fake"]:,} of its own.
+
+{offer}
+
+{tables([Column("this generator", sampler["measured"])])}""".rstrip()
 
 
 def _serving(manifest: Manifest) -> str:

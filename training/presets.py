@@ -57,10 +57,10 @@ def emoji() -> TrainConfig:
         img_resolution=64,
         G_channels=24,
         D_channels=20,
-        r1_gamma=0.5,
+        r1_gamma=0.3,
         augment="color,translation,cutout",
-        G_lr=2e-3,
-        D_lr=2e-3,
+        G_lr=1e-3,
+        D_lr=1e-3,
         adam_beta1=0.0,
         lr_decay_start=0.0,
     )

@@ -16,7 +16,13 @@ from models.golden import Golden, Render
 from models.manifest import GOLDEN_FILE, Manifest
 from models.sampling import MAX_SEED, latents_from_seeds
 from models.store import Artifact, Draft
-from training.card import CARD_FILE, PREVIEW_FILE, write_card
+from training.card import (
+    CARD_FILE,
+    PREVIEW_FILE,
+    TRUNCATED_PREVIEW_FILE,
+    TRUNCATED_PREVIEW_PSI,
+    write_card,
+)
 from training.graph import check_graph
 from training.graph_session import GraphSession
 from training.grid import DEFAULT_COLUMNS, save_grid
@@ -54,9 +60,13 @@ def check_graph_file(
 
 
 def seal(draft: Draft, session: GraphSession, manifest: Manifest) -> Artifact:
-    """Write golden rows, preview and card beside the checked graph of `draft`, and publish it."""
+    """Write golden rows, previews and card beside the checked graph of `draft`, and publish it."""
     golden_rows(session.render_many, manifest).save(draft.path / GOLDEN_FILE)
     save_preview(draft.path / PREVIEW_FILE, session.render_many, manifest)
+    if manifest.has_truncation:
+        save_preview(
+            draft.path / TRUNCATED_PREVIEW_FILE, session.render_many, manifest, TRUNCATED_PREVIEW_PSI
+        )
     write_card(draft.path / CARD_FILE, manifest)
     return draft.publish(manifest)
 
@@ -76,7 +86,7 @@ def golden_rows(render: Render, manifest: Manifest) -> Golden:
     )
 
 
-def save_preview(path: Path, render: Render, manifest: Manifest) -> None:
+def save_preview(path: Path, render: Render, manifest: Manifest, truncation_psi: float = 1.0) -> None:
     """One row a class with the seeds 0..9; ten rows of consecutive seeds without classes.
 
     Fewer of each where the picture would be wider or higher than 1,280 pixels.
@@ -89,7 +99,7 @@ def save_preview(path: Path, render: Render, manifest: Manifest) -> None:
     images = render(
         latents_from_seeds(seeds, manifest.z_dim, manifest.prior),
         cells // columns if manifest.num_classes else np.zeros_like(cells),
-        np.ones(len(cells), dtype=np.float32),
+        np.full(len(cells), truncation_psi, dtype=np.float32),
     )
     small = 2 * max(columns * manifest.img_width, rows * manifest.img_height) <= _PREVIEW_SIDE_PX
     save_grid(path, images, columns, scale=2 if small else 1)

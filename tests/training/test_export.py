@@ -20,6 +20,7 @@ from models.golden import Golden
 from models.manifest import GOLDEN_FILE, GRAPH_FILE, MANIFEST_FILE, Manifest
 from models.sampling import MAX_SEED
 from models.store import Artifact, Store, sha256_of
+from training.__main__ import main
 from training.card import card_text
 from training.errors import GraphRefused, RunError
 from training.export import export_run
@@ -56,7 +57,7 @@ def artifact(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Artifa
 def test_an_artifact_is_one_graph_with_its_proof_and_its_card(artifact: Artifact) -> None:
     names = sorted(path.name for path in artifact.path.iterdir())
 
-    assert names == ["CARD.md", "golden.npz", "manifest.json", "model.onnx", "preview.png"]
+    assert names == ["CARD.md", "golden.npz", "manifest.json", "model.onnx", "preview-0.7.png", "preview.png"]
     artifact.verify()
 
 
@@ -80,6 +81,25 @@ def test_the_card_of_a_run_that_was_overridden_says_what_its_command_leaves_out(
 
     assert "but for what was done meanwhile" not in card_text(manifest)
     assert f"but for what was done meanwhile:\n\n- {sentence}\n" in card_text(overridden)
+
+
+def test_an_export_of_a_run_that_was_stopped_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, answers = RunFolder(tmp_path / "run"), iter([False, True, True])
+    train(toy_config(), toy_dataset(), run, tick_kimg=1, should_stop=lambda: next(answers))
+
+    main(["export", str(run.path), "--name=toy", f"--store={tmp_path}"])
+
+    assert "caution: the run is not finished: 0.016 of 0.128 kimg" in capsys.readouterr().err
+    assert "**stopped before its end**" in (tmp_path / "toy/1/CARD.md").read_text(encoding="utf-8")
+
+
+def test_truncation_has_a_preview_of_its_own(artifact: Artifact) -> None:
+    whole, truncated = (artifact.file(name).read_bytes() for name in ("preview.png", "preview-0.7.png"))
+
+    assert whole != truncated
+    assert "](preview-0.7.png)" in artifact.file("CARD.md").read_text(encoding="utf-8")
 
 
 def test_the_manifest_says_how_it_was_trained_and_exported(artifact: Artifact) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from models.store import SHIPPED_STORE, Store
 from training.__main__ import main
-from training.card import CARD_FILE, card_text
+from training.card import CARD_FILE
 from training.config import TrainConfig
 from training.presets import preset
 
@@ -27,12 +27,11 @@ def test_it_was_made_by_the_preset_as_it_is_to_the_end() -> None:
     assert facts["kimg"] >= facts["config"]["total_kimg"]
 
 
-def test_its_card_is_what_an_export_writes_from_its_manifest() -> None:
+def test_its_card_names_the_command_that_makes_it_again() -> None:
     artifact = Store(SHIPPED_STORE).resolve("fashion-mnist:1")
 
     text = artifact.file(CARD_FILE).read_text(encoding="utf-8")
 
-    assert text == card_text(artifact.manifest)
     assert "gantrain train --preset fashion-mnist --run-dir RUN_DIR" in text
 
 
