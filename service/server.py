@@ -40,7 +40,7 @@ from service.drain import drain_on_sigterm, end_with_parent
 from service.errors import StartError
 from service.http_protocol import patient_protocol
 from service.http_routes import surround
-from service.memory import give_freed_memory_back
+from service.memory import collect_garbage_seldom, give_freed_memory_back
 from service.serving import Serving
 from service.session import check_runtime
 from service.settings import Settings, check_devices
@@ -249,6 +249,7 @@ class GanServer(LitServer):
         self.serving.listen_for_workers(self._listener, self._address)
         end_with_parent(loop)
         drain_on_sigterm(loop, self.serving)
+        collect_garbage_seldom()
         try:
             yield
         finally:
