@@ -1,4 +1,4 @@
-"""What a process of the server does with memory: when it looks for garbage, what it keeps of what it freed."""
+"""What a process of the server does with memory: when it seeks garbage, what it keeps of what it freed."""
 
 from __future__ import annotations
 
