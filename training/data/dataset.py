@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from training.errors import DataError
+
+Split = Literal["train", "test"]
+"""What is learned from, and what was held out of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
