@@ -131,7 +131,12 @@ class GanServer(LitServer):
         self.draining = False
         self._address = channel.Address()
         self._listener = channel.listen(self._address)
-        self.was_ready = multiprocessing.get_context("fork").Event()  # set by the API process
+        try:
+            self.was_ready = multiprocessing.get_context("fork").Event()  # set by the API process
+        except OSError as error:
+            raise StartError(
+                f"/dev/shm must be writable, semaphores are kept there: {error.strerror}"
+            ) from None
         self.serving = Serving(settings, artifacts, on_ready=self.was_ready.set)
         self.inference_workers: list[Any] = []
         self._api_processes: list[Any] = []

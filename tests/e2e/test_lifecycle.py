@@ -370,6 +370,17 @@ def test_memory_that_cannot_be_reserved_is_a_sentence_before_any_traffic(toy_sto
     assert "--max-microbatch (now 1024)" in done.stderr
 
 
+def test_a_dev_shm_that_takes_nothing_is_a_sentence(toy_store: Path) -> None:
+    flags = ["--store", str(toy_store), "--model", "toy", "--port", str(free_port())]
+    no_files = ["bash", "-c", 'ulimit -f 0; exec "$@"', "-", str(GANSERVE), "serve", *flags]
+
+    done = subprocess.run(no_files, capture_output=True, text=True, timeout=40)
+
+    assert done.returncode == 2
+    assert "/dev/shm must be writable" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_port_that_is_taken_is_a_sentence(toy_store: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
