@@ -172,10 +172,10 @@ def bench(
         time.sleep(seconds)
         idle = (cpu_seconds(family(server.pid)) - idle_before) / (time.monotonic() - since)
         pids = family(server.pid)
-        memory = sum(map(pss_bytes, pids)) / 2**20
+        memory = sum(map(pss_bytes, pids)) / 1e6
         yield (
             f"\nstart to first image {first_image_s:.2f} s; idle {idle * 100:.1f} % of a core; "
-            f"memory of all {len(pids)} processes {memory:.0f} MiB (PSS)"
+            f"memory of all {len(pids)} processes {memory:.0f} MB (PSS)"
         )
 
 
