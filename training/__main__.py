@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -254,6 +255,58 @@ def _coverage(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from training.card_figures import Column, label, tables
+    from training.metrics.measure import check_figures
+    from training.metrics.targets import DATA_TARGETS, Wanted, images_at, images_of_data, is_run
+    from training.metrics.yardstick import RATIOS, Yardstick
+
+    asked = options.figures.split(",") if options.figures else None
+    check_figures(asked or ())
+    wanted = Wanted(n=options.n, seed=options.seed, truncation_psi=options.truncation_psi)
+    run = RunFolder(Path(options.target)) if is_run(options.target) else None
+    if run is not None:
+        from training.metrics.targets import images_of_snapshot
+        from training.snapshot import load_newest
+
+        snapshot = load_newest(run)
+        fakes = images_of_snapshot(snapshot, wanted)
+    elif options.target in DATA_TARGETS:
+        fakes = images_of_data(options.target, options.data, options.img_resolution, wanted)
+    else:
+        api_key = options.api_key_file and options.api_key_file.read_text(encoding="utf-8").strip()
+        fakes = images_at(options.target, wanted, store=Store(options.store), api_key=api_key)
+    yardstick = Yardstick(
+        img_resolution=max(fakes.images.shape[1:3]),
+        data=options.data,
+        split=options.split,
+        n=options.n,
+        seed=options.seed,
+        extractor=options.extractor,
+        judge=options.judge,
+    )
+    if fakes.learned_from not in ("", yardstick.data_name):
+        print(
+            f"gantrain: caution: {fakes.label} learned from {fakes.learned_from} and is held against "
+            f"{yardstick.data_name}: --data names another",
+            file=sys.stderr,
+        )
+    if not options.json:
+        print(f"{fakes.label}: {len(fakes.images):,} images, held against {yardstick.data_name}", flush=True)
+    figures = [one.to_json() for one in yardstick.figures(fakes, asked)]
+    if run is not None:
+        run.append_figures(snapshot.cur_nimg, snapshot.weights, figures)
+    if options.json:
+        print(json.dumps({"target": options.target, "figures": figures}))
+    else:
+        print(tables([Column(fakes.label, figures)]))
+        for one in figures:
+            if one["name"] in RATIOS and one.get("of_reals"):
+                times = one["value"] / one["of_reals"]
+                print(f"\n{label(one['name'])}: {times:.2f} times that of real images")
+    return 0
+
+
 def _extractor(options: argparse.Namespace) -> int:
     import torch
 
@@ -423,6 +476,35 @@ def _parser() -> argparse.ArgumentParser:
     coverage.add_argument(
         "--out", metavar="FILE", type=Path, default=Path("coverage.jsonl"), help="keeps each finished run"
     )
+
+    evaluate = verbs.add_parser("evaluate", help="take figures of images: how near they are to real ones")
+    evaluate.set_defaults(verb=_evaluate)
+    evaluate.add_argument(
+        "target",
+        metavar="TARGET",
+        help="a run folder, NAME[:VERSION], a folder, zip or tar of images, a service's http address, "
+        "data:train or data:test",
+    )
+    evaluate.add_argument("--n", metavar="N", type=_positive_int, default=10_000, help="images (10000)")
+    evaluate.add_argument(
+        "--seed", metavar="S", type=_seed, default=0, help="of fakes and of draws, 0 to 999 (0)"
+    )
+    evaluate.add_argument("--data", type=Path, help="what is real: as of train (default: Fashion-MNIST)")
+    evaluate.add_argument("--split", choices=("test", "train"), help="default: test, where there is one")
+    evaluate.add_argument(
+        "--extractor", metavar="NAME|FILE", help="default: the data's own, else efficientnet-lite0"
+    )
+    evaluate.add_argument("--judge", metavar="NAME|FILE", help="finds classes (default: the data's own)")
+    evaluate.add_argument("--figures", metavar="A,B,…", help="default: all that can be taken")
+    evaluate.add_argument(
+        "--truncation-psi", metavar="PSI", type=_positive_float, default=1.0, help="of a generator (1)"
+    )
+    evaluate.add_argument(
+        "--img-resolution", metavar="R", type=_positive_int, default=32, help="of data:train, data:test (32)"
+    )
+    evaluate.add_argument("--api-key-file", metavar="FILE", type=Path, help="holds the key of a service")
+    evaluate.add_argument("--json", action="store_true", help="one line of JSON instead of tables")
+    _add_store(evaluate)
 
     extractor = verbs.add_parser(
         "extractor", help="train a small classifier whose features figures can be taken on"

@@ -6,6 +6,7 @@
     │   ├── DamagedSnapshot  a snapshot cannot be read
     │   ├── NotFinite    a loss or a gradient is not finite, and no step was taken on it
     │   └── Collapsed    G makes the same few images, and a stop was asked for
+    ├── ServiceError     a service that is to be judged cannot be asked
     ├── GraphRefused     a graph breaks a promise of serving; the message says the way out
     └── MissingExtra     a verb needs packages that are not installed
 
@@ -36,6 +37,10 @@ class NotFinite(RunError):
 
 class Collapsed(RunError):
     """G makes the same few images, and the run was to stop then."""
+
+
+class ServiceError(TrainingError):
+    """A service that is to be judged cannot be asked, or does not give what was asked for."""
 
 
 class GraphRefused(TrainingError):

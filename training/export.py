@@ -66,13 +66,16 @@ def export_run(
 ) -> Artifact:
     """Publish G_ema of `run`'s snapshot as `name` in `store`, its weights stored in `precision`.
 
-    Raises RunError for a run without a snapshot, GraphRefused when a check fails, and what
+    Figures that `gantrain evaluate` took of just these weights go into the manifest. Raises RunError for a
+    run without a snapshot, GraphRefused when a check fails, and what
     `Store.draft` raises for a bad name or a version that is there.
     """
     snapshot = load_newest(run)
     with store.draft(name, version) as draft:
         G = snapshot.generator()
         manifest = _manifest_of(snapshot, G, name, draft.version, licence)
+        if precision == "fp32":  # figures of a run are of its weights as they are
+            manifest = replace(manifest, metrics=tuple(run.figures_of(snapshot.weights)))
         return _publish(
             draft, _program(ServableGenerator(G), manifest), manifest, torch_render(G), precision=precision
         )

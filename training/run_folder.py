@@ -2,7 +2,7 @@
 
     config.json                   the resolved config and the data's facts, written before the first image
     snapshot-nimg0000200000.pt    the state of the run (training.snapshot): the newest and the one before it
-    metrics.jsonl                 one object a tick
+    metrics.jsonl                 one object a tick, and one an evaluation (`gantrain evaluate`)
     grids/                        one PNG a tick, from fixed seeds
     log.txt                       what the run said of itself, with the time
     lock                          held by the process that trains here
@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,16 +95,33 @@ class RunFolder:
             file.write(f"{text}\n".encode())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`, which are whole after `take_back`."""
-        text = self.metrics_file.read_text(encoding="utf-8") if self.metrics_file.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        """The ticks of `metrics.jsonl`, but for a line that a kill cut off."""
+        return [row for row in self._rows() if "figures" not in row]
+
+    def figures_of(self, weights: str) -> list[dict[str, Any]]:
+        """The figures that evaluations took of G_ema with these weights (a digest), the last of a kind."""
+        lines = (row for row in self._rows() if row.get("weights") == weights)
+        figures = {
+            json.dumps((one["name"], one["protocol"]), sort_keys=True): one
+            for row in lines
+            for one in row["figures"]
+        }
+        return list(figures.values())
+
+    def append_figures(self, cur_nimg: int, weights: str, figures: Sequence[Mapping[str, Any]]) -> None:
+        """Add what an evaluation found of the weights at `cur_nimg`; the run may be going on meanwhile."""
+        self.append_metrics({"cur_nimg": cur_nimg, "weights": weights, "figures": list(figures)})
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`."""
-        with named(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
-            file.flush()
+        """Add one line to `metrics.jsonl`, in one write: lines of two processes do not mix."""
+        line = f"{json.dumps(row, allow_nan=False)}\n".encode()
+        with named(self.metrics_file), self.metrics_file.open("ab", buffering=0) as file:
+            file.write(line)
             os.fsync(file.fileno())
+
+    def _rows(self) -> list[dict[str, Any]]:
+        lines = self.metrics_file.read_bytes().splitlines(keepends=True) if self.metrics_file.exists() else []
+        return [json.loads(line) for line in lines if _nimg_of(line) < float("inf")]
 
     def take_back(self, cur_nimg: int) -> None:
         """Remove snapshots, grids and lines of metrics of after `cur_nimg`, and what a kill left over."""

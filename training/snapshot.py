@@ -23,6 +23,7 @@ import torch
 from training.config import TrainConfig
 from training.data.dataset import DataShape
 from training.device import CPU
+from training.digest import weights_digest
 from training.environment import environment
 from training.errors import DamagedSnapshot, NotFinite, RunError
 from training.files import atomic_file
@@ -133,6 +134,11 @@ class Snapshot:
     @property
     def cur_nimg(self) -> int:
         return int(self.state["cur_nimg"])
+
+    @property
+    def weights(self) -> str:
+        """sha256 (64 hex) of G_ema's weights: what figures are of."""
+        return weights_digest(self.state["G_ema"])
 
     def restore(self, state: TrainState) -> None:
         """Load into `state`. Raises RunError where it was made for other networks."""

@@ -54,7 +54,9 @@ class Pooled(nn.Module):
 
 
 class Strided(nn.Module):
-    """Three convolutions with BatchNorm, two of stride 2, then the mean over the image: another judge.
+    """Three convolutions with BatchNorm, two of stride 2, and the classes at once from their last map.
+
+    Another network than `Pooled`, for a judge; its features are the mean of that map.
 
     forward: as of `Pooled`
     """
@@ -72,11 +74,11 @@ class Strided(nn.Module):
                 for a, b, stride in widths
             )
         )
-        self.to_logits = nn.Linear(FEATURE_DIM, num_classes)
+        self.to_logits = nn.Linear(FEATURE_DIM * (img_resolution // 4) ** 2, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.blocks(images).mean((2, 3))  # [N, 128]
-        return features, self.to_logits(features)
+        x = self.blocks(images)  # [N, 128, R/4, R/4]
+        return x.mean((2, 3)), self.to_logits(x.flatten(1))
 
 
 _NETWORKS: Final[dict[Network, Callable[[int, int, int], nn.Module]]] = {"pooled": Pooled, "strided": Strided}

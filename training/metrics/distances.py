@@ -20,7 +20,7 @@ Features = npt.NDArray[np.floating[Any]]
 KERNEL_SUBSETS: Final = 100
 KERNEL_SUBSET_SIZE: Final = 1_000
 LIMIT_POINTS: Final = 15
-LIMIT_SMALLEST: Final = 0.1
+LIMIT_SMALLEST: Final = 0.25
 """The smallest subset that the limit is fitted on, as a share of the fakes."""
 
 
@@ -58,7 +58,7 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
 def frechet_distance_limit(reals: Gaussian, fakes: Features, seed: int) -> float:
     """The Fréchet distance that endless fakes [N, F] would have: Chong 2020, arXiv:1911.07023.
 
-    At N samples it is too large by about a constant over N. So it is taken of 15 subsets, from a tenth of
+    At N samples it is too large by about a constant over N. So it is taken of 15 subsets, from a quarter of
     the fakes to all, a line is fitted against 1/N, and where 1/N is 0 is the limit. Of an extractor with
     Inception's features this is FID∞.
     """

@@ -4,7 +4,7 @@ The file has the input `images` uint8 [N, H, W, C] with a free N, the output `fe
 where it is a classifier, `logits` float32 [N, K]. Two are shipped, made by
 
     gantrain extractor --out fashion-mnist.onnx
-    gantrain extractor --out fashion-mnist-judge.onnx --network strided --seed 1
+    gantrain extractor --out fashion-mnist-judge.onnx --network strided --seed 1 --epochs 4
 
 Needs ONNX Runtime; torch only for the networks that are torch's (`efficientnet-lite0`, `inception`). Refuses
 to own: training one (`training.metrics.classifier`), figures.

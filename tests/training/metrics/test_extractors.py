@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from pathlib import Path
@@ -16,11 +17,13 @@ from toy_training import toy_dataset
 
 from models.errors import InvalidValue
 from training.__main__ import main
+from training.data import fashion_mnist, open_dataset
 from training.digest import weights_digest
 from training.errors import DataError
 from training.metrics import open_extractor
 from training.metrics.classifier import NETWORKS, OfPixels, save_extractor, train_classifier
-from training.metrics.extractor import OnnxExtractor
+from training.metrics.extractor import SHIPPED, OnnxExtractor, shipped_names
+from training.metrics.measure import accuracy_on
 from training.metrics.networks import TorchExtractor, efficientnet_lite0, inception
 
 
@@ -69,6 +72,29 @@ def test_rows_of_an_extractor_do_not_depend_on_how_many_there_are() -> None:
         extractor.answers(images[130:131]).features, answers.features[130:131], atol=1e-4
     )
     assert (answers.features.shape, answers.logits.shape) == ((230, 128), (230, 10))
+
+
+def test_the_shipped_judge_is_another_network_than_the_extractor() -> None:
+    nodes = {
+        name: [node.op_type for node in onnx.load(SHIPPED / f"{name}.onnx").graph.node]
+        for name in shipped_names()
+    }
+
+    assert list(nodes) == ["fashion-mnist", "fashion-mnist-judge"]
+    assert "MaxPool" in nodes["fashion-mnist"]
+    assert "MaxPool" not in nodes["fashion-mnist-judge"]
+
+
+@pytest.mark.skipif(
+    not fashion_mnist.holds_idx(fashion_mnist.DEBIAN_FOLDER, "test"),
+    reason="needs Debian's package dataset-fashion-mnist",
+)
+@pytest.mark.parametrize(("name", "least"), [("fashion-mnist", 0.88), ("fashion-mnist-judge", 0.91)])
+def test_shipped_extractors_know_the_classes_of_images_they_never_saw(name: str, least: float) -> None:
+    dataset = open_dataset(None, 32, "test")
+    some = dataclasses.replace(dataset, images=dataset.images[:1_000], class_idx=dataset.class_idx[:1_000])
+
+    assert accuracy_on(open_extractor(name), some) > least
 
 
 def save_graph(
