@@ -35,6 +35,7 @@ from training.snapshot import TrainState
 PLAIN: Final = "ns-dcgan"
 PENALISED: Final = "r3"
 _NUM_IMAGES: Final = 8_192
+"""Of the noise, where a batch is no larger."""
 _ITERATIONS_A_ROUND: Final = 8
 _TOTAL_KIMG: Final = 10**6
 
@@ -120,6 +121,7 @@ class PlainLoop:
             drop_last=True,
             generator=torch.Generator().manual_seed(self.config.seed),
         )
+        assert len(loader) > 0, "an epoch without a batch would never end"
         while True:
             yield from loader
 
@@ -221,11 +223,12 @@ def _trainer(config: TrainConfig, device: torch.device) -> Trainer:
 
 
 def _noise(config: TrainConfig) -> Dataset:
-    """Grey noise in ten classes, as large as Fashion-MNIST's images come to the networks."""
+    """Grey noise in ten classes, as large as Fashion-MNIST's images come to the networks: a batch or more."""
     stream = np.random.RandomState(0)
-    shape = (_NUM_IMAGES, 1, config.img_resolution, config.img_resolution)
+    count = max(_NUM_IMAGES, config.batch_size)
+    shape = (count, 1, config.img_resolution, config.img_resolution)
     return Dataset(
         name="noise",
-        images=stream.randint(0, 256, size=shape).astype(np.uint8),
-        class_idx=np.arange(_NUM_IMAGES) % 10,
+        images=stream.randint(0, 256, size=shape, dtype=np.uint8),
+        class_idx=np.arange(count) % 10,
     )

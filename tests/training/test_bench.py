@@ -63,6 +63,14 @@ def test_recipes_are_measured_beside_the_plain_loop() -> None:
     )
 
 
+def test_a_batch_larger_than_the_noise_is_measured_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.bench._NUM_IMAGES", 3)
+
+    rows = bench_recipes([], device=CPU, rounds=1, changes=TINY)
+
+    assert [row.name for row in rows] == ["plain loop", "ns-dcgan"]
+
+
 def test_penalties_are_measured_beside_none_and_cost_something() -> None:
     rows = {row.name: row for row in bench_penalties(device=CPU, rounds=3, changes=TINY)}
 
