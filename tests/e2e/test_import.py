@@ -17,9 +17,11 @@ from PIL import Image
 from server_process import Server
 from torch import nn
 from toy_foreign import Foreign
+from toy_training import toy_config
 
 from models.manifest import GRAPH_FILE
 from models.sampling import latents_from_seeds
+from training.data import DataShape
 from training.export import publish
 from training.graph_session import GraphSession
 from training.networks.style import StyleGenerator
@@ -99,9 +101,7 @@ def test_a_network_of_the_style_kind_is_truncated_toward_w_avg_by_the_server(
 ) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        G = StyleGenerator(
-            z_dim=8, img_resolution=16, img_channels=3, num_classes=3, class_dim=4, base_channels=8
-        )
+        G = StyleGenerator(toy_config(network="style"), DataShape(img_channels=3, num_classes=3))
         G.mapping.w_avg.normal_()
     store, seeds, class_idx = tmp_path / "store", list(range(12)), [2, 0, 1] * 4
     artifact = publish(G.eval(), store, name="style", z_dim=8, num_classes=3, truncation="w")

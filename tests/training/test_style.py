@@ -14,6 +14,7 @@ from toy_training import toy_config, toy_dataset
 
 from models.manifest import GRAPH_FILE
 from models.store import Store
+from training.data import DataShape
 from training.export import export_run
 from training.graph_session import GraphSession
 from training.loop import train
@@ -37,9 +38,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def small(num_classes: int = 3) -> StyleGenerator:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        G = StyleGenerator(
-            z_dim=8, img_resolution=16, img_channels=3, num_classes=num_classes, class_dim=4, base_channels=8
-        )
+        G = StyleGenerator(toy_config(network="style"), DataShape(img_channels=3, num_classes=num_classes))
         for name, parameter in G.named_parameters():
             if name.endswith("noise_strength"):
                 parameter.data.fill_(0.3)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from training.config import TrainConfig
+from training.data import DataShape
 from training.data.mixtures import Mixture
 from training.loop import Trainer
 from training.losses import LOSSES
@@ -31,7 +32,7 @@ class NormalGenerator(Generator):
     """G(z) = a z + b, so p_g is N(b, a²)."""
 
     def __init__(self, a: float, b: float) -> None:
-        super().__init__(z_dim=1, num_classes=0, class_dim=1)
+        super().__init__(config_of(total_kimg=1), DataShape(img_channels=0, num_classes=0, point_dim=1))
         self.a, self.b = torch.nn.Parameter(torch.tensor(a)), torch.nn.Parameter(torch.tensor(b))
 
     def forward(self, z: Tensor, class_idx: Tensor | None = None) -> Tensor:

@@ -1,8 +1,8 @@
 """What every pair looks like from outside: latents become samples, a sample becomes a logit.
 
 The loop, snapshots, grids and exports know these two classes only; each family of networks extends
-them. Classes enter the same way in all of them: beside z in G, by projection in D. Refuses to own:
-the layers between.
+them, and is built from the config and the shape of the data. Classes enter the same way in all of
+them: beside z in G, by projection in D. Refuses to own: the layers between.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from models.manifest import Truncation
+from training.config import TrainConfig
+from training.data.dataset import DataShape
 
 
 class Generator(nn.Module, ABC):
@@ -26,12 +28,13 @@ class Generator(nn.Module, ABC):
     truncation: Truncation = "z"
     """Toward what it can be pulled: "z" from outside, "w" by a third input of forward, psi [N]."""
 
-    def __init__(self, *, z_dim: int, num_classes: int, class_dim: int) -> None:
+    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
         super().__init__()
-        self.z_dim = z_dim
-        self.num_classes = num_classes
-        self.class_embedding = nn.Embedding(num_classes, class_dim) if num_classes else None
-        self.in_dim = z_dim + (class_dim if num_classes else 0)
+        self.z_dim = config.z_dim
+        self.num_classes = shape.num_classes
+        class_dim = config.class_dim if shape.num_classes else 0
+        self.class_embedding = nn.Embedding(shape.num_classes, class_dim) if shape.num_classes else None
+        self.in_dim = config.z_dim + class_dim
 
     @abstractmethod
     def forward(self, z: Tensor, class_idx: Tensor | None = None) -> Tensor: ...
@@ -50,9 +53,9 @@ class Discriminator(nn.Module, ABC):
     returns [N] float32
     """
 
-    def __init__(self, *, num_classes: int) -> None:
+    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes = shape.num_classes
 
     @abstractmethod
     def forward(self, samples: Tensor, class_idx: Tensor | None = None) -> Tensor: ...

@@ -1,12 +1,11 @@
 """A config becomes a pair: the families by name.
 
-A family is one module with two functions, `generator` and `discriminator`, from the config and the
-sizes of the data. Refuses to own: networks.
+A family is a class of G and one of D, both built from the config and the shape of the data. Refuses to
+own: networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,27 +14,30 @@ import torch
 from models.errors import InvalidValue
 from training.config import Network, TrainConfig
 from training.data.dataset import DataShape
-from training.networks import dcgan, mlp, residual, style
 from training.networks.base import Discriminator, Generator
-from training.networks.encoder import Encoder, encoder
+from training.networks.dcgan import DcganDiscriminator, DcganGenerator
+from training.networks.encoder import Encoder
+from training.networks.mlp import MlpDiscriminator, MlpGenerator
+from training.networks.residual import ResidualDiscriminator, ResidualGenerator
 from training.networks.spectral_norm import normalise_spectrally
+from training.networks.style import StyleGenerator
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How the two networks of one kind are built."""
+    """The two networks of one kind."""
 
-    generator: Callable[[TrainConfig, DataShape], Generator]
-    discriminator: Callable[[TrainConfig, DataShape], Discriminator]
+    G: type[Generator]
+    D: type[Discriminator]
     takes_points: bool = False
     """Works on points in the plane as well as on images."""
 
 
 FAMILIES: Final[dict[Network, Family]] = {
-    "mlp": Family(generator=mlp.generator, discriminator=mlp.discriminator, takes_points=True),
-    "dcgan": Family(generator=dcgan.generator, discriminator=dcgan.discriminator),
-    "residual": Family(generator=residual.generator, discriminator=residual.discriminator),
-    "style": Family(generator=style.generator, discriminator=style.discriminator),
+    "mlp": Family(G=MlpGenerator, D=MlpDiscriminator, takes_points=True),
+    "dcgan": Family(G=DcganGenerator, D=DcganDiscriminator),
+    "residual": Family(G=ResidualGenerator, D=ResidualDiscriminator),
+    "style": Family(G=StyleGenerator, D=DcganDiscriminator),
 }
 
 
@@ -49,8 +51,8 @@ def build_pair(config: TrainConfig, shape: DataShape) -> tuple[Generator, Discri
         torch.manual_seed(config.seed)
         G = build_generator(config, shape)
         if config.objective == "elbo":
-            return G, encoder(config, shape)
-        D = _family(config, shape).discriminator(config, shape)
+            return G, Encoder(config, shape)
+        D = _family(config, shape).D(config, shape)
         if config.D_spectral_norm:
             normalise_spectrally(D)
     return G, D
@@ -58,7 +60,7 @@ def build_pair(config: TrainConfig, shape: DataShape) -> tuple[Generator, Discri
 
 def build_generator(config: TrainConfig, shape: DataShape) -> Generator:
     """Build G alone: what an export or a grid needs. Its weights are whatever the global generator gives."""
-    return _family(config, shape).generator(config, shape)
+    return _family(config, shape).G(config, shape)
 
 
 def _family(config: TrainConfig, shape: DataShape) -> Family:

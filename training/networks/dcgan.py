@@ -33,28 +33,24 @@ def feature_resolutions(img_resolution: int) -> list[int]:
     return resolutions
 
 
+def feature_widths(img_resolution: int, base_channels: int) -> list[int]:
+    """Width of the map at each of `feature_resolutions`."""
+    return [channels_at(r, img_resolution, base_channels) for r in feature_resolutions(img_resolution)]
+
+
 class DcganGenerator(Generator):
     """Latents become images [N, img_channels, R, R] in [-1, 1]: 4×4, then doubled to R."""
 
-    def __init__(
-        self,
-        *,
-        z_dim: int,
-        img_resolution: int,
-        img_channels: int,
-        num_classes: int = 0,
-        class_dim: int = 32,
-        base_channels: int = 64,
-    ) -> None:
-        super().__init__(z_dim=z_dim, num_classes=num_classes, class_dim=class_dim)
-        widths = [channels_at(r, img_resolution, base_channels) for r in feature_resolutions(img_resolution)]
+    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
+        super().__init__(config, shape)
+        widths = feature_widths(config.img_resolution, config.G_channels)
         self.first = nn.Sequential(
             nn.ConvTranspose2d(self.in_dim, widths[0], FIRST_RESOLUTION, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
         )
         self.blocks = nn.Sequential(*(_up(a, b) for a, b in pairwise(widths)))
-        self.to_image = nn.ConvTranspose2d(widths[-1], img_channels, kernel_size=4, stride=2, padding=1)
+        self.to_image = nn.ConvTranspose2d(widths[-1], shape.img_channels, kernel_size=4, stride=2, padding=1)
         self.apply(init_dcgan)
 
     def forward(self, z: Tensor, class_idx: Tensor | None = None) -> Tensor:
@@ -66,14 +62,11 @@ class DcganGenerator(Generator):
 class DcganDiscriminator(Discriminator):
     """Images become logits [N]: halved down to 4×4 by convolutions of stride 2, without normalisation."""
 
-    def __init__(
-        self, *, img_resolution: int, img_channels: int, num_classes: int = 0, base_channels: int = 64
-    ) -> None:
-        super().__init__(num_classes=num_classes)
-        resolutions = feature_resolutions(img_resolution)[::-1]
-        widths = [img_channels, *(channels_at(r, img_resolution, base_channels) for r in resolutions)]
+    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
+        super().__init__(config, shape)
+        widths = [shape.img_channels, *reversed(feature_widths(config.img_resolution, config.D_channels))]
         self.blocks = nn.Sequential(*(down(a, b) for a, b in pairwise(widths)))
-        self.head = ProjectionHead(widths[-1] * FIRST_RESOLUTION**2, num_classes)
+        self.head = ProjectionHead(widths[-1] * FIRST_RESOLUTION**2, shape.num_classes)
         self.apply(init_dcgan)
 
     def forward(self, samples: Tensor, class_idx: Tensor | None = None) -> Tensor:
@@ -88,26 +81,6 @@ def channels_last_features(x: Tensor) -> Tensor:
     Flattened in the other order, D's last map gets a gradient in the wrong layout: 7 % of D's time on a CPU.
     """
     return x.permute(0, 2, 3, 1).flatten(1)
-
-
-def generator(config: TrainConfig, shape: DataShape) -> DcganGenerator:
-    return DcganGenerator(
-        z_dim=config.z_dim,
-        img_resolution=config.img_resolution,
-        img_channels=shape.img_channels,
-        num_classes=shape.num_classes,
-        class_dim=config.class_dim,
-        base_channels=config.G_channels,
-    )
-
-
-def discriminator(config: TrainConfig, shape: DataShape) -> DcganDiscriminator:
-    return DcganDiscriminator(
-        img_resolution=config.img_resolution,
-        img_channels=shape.img_channels,
-        num_classes=shape.num_classes,
-        base_channels=config.D_channels,
-    )
 
 
 def _up(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -22,19 +22,11 @@ HIDDEN_LAYERS = 3
 class MlpGenerator(Generator):
     """Latents become points [N, point_dim], as they come; or images [N, C, R, R] in [-1, 1], through tanh."""
 
-    def __init__(
-        self,
-        *,
-        sample_shape: tuple[int, ...],
-        z_dim: int,
-        width: int,
-        num_classes: int = 0,
-        class_dim: int = 32,
-    ) -> None:
-        super().__init__(z_dim=z_dim, num_classes=num_classes, class_dim=class_dim)
-        self.sample_shape = sample_shape
-        self.hidden = _hidden(self.in_dim, width, nn.ReLU())
-        self.to_sample = nn.Linear(width, math.prod(sample_shape))
+    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
+        super().__init__(config, shape)
+        self.sample_shape = shape.sample_shape(config.img_resolution)
+        self.hidden = _hidden(self.in_dim, config.G_channels, nn.ReLU())
+        self.to_sample = nn.Linear(config.G_channels, math.prod(self.sample_shape))
 
     def forward(self, z: Tensor, class_idx: Tensor | None = None) -> Tensor:
         x = self.hidden(self.conditioned(z, class_idx))  # [N, width]
@@ -45,32 +37,15 @@ class MlpGenerator(Generator):
 class MlpDiscriminator(Discriminator):
     """Samples of any shape become logits [N]."""
 
-    def __init__(self, *, sample_shape: tuple[int, ...], width: int, num_classes: int = 0) -> None:
-        super().__init__(num_classes=num_classes)
-        self.hidden = _hidden(math.prod(sample_shape), width, nn.LeakyReLU(0.2))
-        self.head = ProjectionHead(width, num_classes)
+    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
+        super().__init__(config, shape)
+        size = math.prod(shape.sample_shape(config.img_resolution))
+        self.hidden = _hidden(size, config.D_channels, nn.LeakyReLU(0.2))
+        self.head = ProjectionHead(config.D_channels, shape.num_classes)
 
     def forward(self, samples: Tensor, class_idx: Tensor | None = None) -> Tensor:
         logits: Tensor = self.head(self.hidden(samples.flatten(1)), class_idx)  # [N]
         return logits
-
-
-def generator(config: TrainConfig, shape: DataShape) -> MlpGenerator:
-    return MlpGenerator(
-        sample_shape=shape.sample_shape(config.img_resolution),
-        z_dim=config.z_dim,
-        width=config.G_channels,
-        num_classes=shape.num_classes,
-        class_dim=config.class_dim,
-    )
-
-
-def discriminator(config: TrainConfig, shape: DataShape) -> MlpDiscriminator:
-    return MlpDiscriminator(
-        sample_shape=shape.sample_shape(config.img_resolution),
-        width=config.D_channels,
-        num_classes=shape.num_classes,
-    )
 
 
 def _hidden(in_dim: int, width: int, activation: nn.Module) -> nn.Sequential:

@@ -35,7 +35,7 @@ from torch.nn.functional import avg_pool2d, interpolate, pixel_shuffle, pixel_un
 from training.config import TrainConfig
 from training.data.dataset import DataShape
 from training.networks.base import Discriminator, Generator, ProjectionHead
-from training.networks.dcgan import FIRST_RESOLUTION, channels_at, feature_resolutions
+from training.networks.dcgan import FIRST_RESOLUTION, feature_widths
 
 EXPANSION: Final = 2
 GROUP_WIDTH: Final = 16
@@ -94,27 +94,13 @@ class Downsample(nn.Module):
 class ResidualGenerator(Generator):
     """Latents become images [N, img_channels, R, R] in [-1, 1]."""
 
-    def __init__(
-        self,
-        *,
-        z_dim: int,
-        img_resolution: int,
-        img_channels: int,
-        num_classes: int = 0,
-        class_dim: int = 32,
-        base_channels: int = 64,
-        blocks: int = 2,
-    ) -> None:
-        super().__init__(z_dim=z_dim, num_classes=num_classes, class_dim=class_dim)
-        widths = _widths(img_resolution, base_channels)
+    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
+        super().__init__(config, shape)
+        widths = feature_widths(config.img_resolution, config.G_channels)
         self.basis = nn.Parameter(torch.randn(widths[0], FIRST_RESOLUTION, FIRST_RESOLUTION))
         self.to_scales = _init(nn.Linear(self.in_dim, widths[0]), 1.0)
-        depth = blocks * len(widths)
-        layers: list[nn.Module] = [ResidualBlock(widths[0], depth) for _ in range(blocks)]
-        for a, b in pairwise(widths):
-            layers += [Upsample(a, b), *(ResidualBlock(b, depth) for _ in range(blocks))]
-        self.layers = nn.Sequential(*layers)
-        self.to_image = _init(nn.Conv2d(widths[-1], 4 * img_channels, kernel_size=3, padding=1), 1.0)
+        self.layers = _resampled(Upsample, widths, config.residual_blocks)
+        self.to_image = _init(nn.Conv2d(widths[-1], 4 * shape.img_channels, kernel_size=3, padding=1), 1.0)
         with torch.no_grad():  # its four phases begin alike, so no chequered pattern: arXiv:1707.02937
             self.to_image.weight.copy_(self.to_image.weight[::4].repeat_interleave(4, dim=0))
 
@@ -127,25 +113,13 @@ class ResidualGenerator(Generator):
 class ResidualDiscriminator(Discriminator):
     """Images become logits [N]: G's mirror image, with a learned 4×4 basis to look at the last map."""
 
-    def __init__(
-        self,
-        *,
-        img_resolution: int,
-        img_channels: int,
-        num_classes: int = 0,
-        base_channels: int = 64,
-        blocks: int = 2,
-    ) -> None:
-        super().__init__(num_classes=num_classes)
-        widths = _widths(img_resolution, base_channels)[::-1]
-        depth = blocks * len(widths)
-        self.from_image = _init(nn.Conv2d(4 * img_channels, widths[0], kernel_size=3, padding=1), 1.0)
-        layers: list[nn.Module] = [ResidualBlock(widths[0], depth) for _ in range(blocks)]
-        for a, b in pairwise(widths):
-            layers += [Downsample(a, b), *(ResidualBlock(b, depth) for _ in range(blocks))]
-        self.layers = nn.Sequential(*layers)
+    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
+        super().__init__(config, shape)
+        widths = feature_widths(config.img_resolution, config.D_channels)[::-1]
+        self.from_image = _init(nn.Conv2d(4 * shape.img_channels, widths[0], kernel_size=3, padding=1), 1.0)
+        self.layers = _resampled(Downsample, widths, config.residual_blocks)
         self.basis = _init(nn.Conv2d(widths[-1], widths[-1], FIRST_RESOLUTION, groups=widths[-1]), 1.0)
-        self.head = ProjectionHead(widths[-1], num_classes)
+        self.head = ProjectionHead(widths[-1], shape.num_classes)
         _init(self.head.to_logit, 1.0)
 
     def forward(self, samples: Tensor, class_idx: Tensor | None = None) -> Tensor:
@@ -155,31 +129,13 @@ class ResidualDiscriminator(Discriminator):
         return logits
 
 
-def generator(config: TrainConfig, shape: DataShape) -> ResidualGenerator:
-    return ResidualGenerator(
-        z_dim=config.z_dim,
-        img_resolution=config.img_resolution,
-        img_channels=shape.img_channels,
-        num_classes=shape.num_classes,
-        class_dim=config.class_dim,
-        base_channels=config.G_channels,
-        blocks=config.residual_blocks,
-    )
-
-
-def discriminator(config: TrainConfig, shape: DataShape) -> ResidualDiscriminator:
-    return ResidualDiscriminator(
-        img_resolution=config.img_resolution,
-        img_channels=shape.img_channels,
-        num_classes=shape.num_classes,
-        base_channels=config.D_channels,
-        blocks=config.residual_blocks,
-    )
-
-
-def _widths(img_resolution: int, base_channels: int) -> list[int]:
-    """Width of the map at 4×4, 8×8, …, R/2×R/2."""
-    return [channels_at(r, img_resolution, base_channels) for r in feature_resolutions(img_resolution)]
+def _resampled(resample: type[Upsample | Downsample], widths: list[int], blocks: int) -> nn.Sequential:
+    """`blocks` residual blocks of each width, resampled in between."""
+    depth = blocks * len(widths)
+    layers: list[nn.Module] = [ResidualBlock(widths[0], depth) for _ in range(blocks)]
+    for a, b in pairwise(widths):
+        layers += [resample(a, b), *(ResidualBlock(b, depth) for _ in range(blocks))]
+    return nn.Sequential(*layers)
 
 
 def _groups(channels: int) -> int:

@@ -29,9 +29,8 @@ from torch.nn.functional import conv2d, interpolate, leaky_relu, linear, one_hot
 from models.manifest import Truncation
 from training.config import TrainConfig
 from training.data.dataset import DataShape
-from training.networks.base import Discriminator, Generator
+from training.networks.base import Generator
 from training.networks.dcgan import FIRST_RESOLUTION, channels_at, feature_resolutions
-from training.networks.dcgan import discriminator as dcgan_discriminator
 
 MAPPING_LAYERS: Final = 4
 MAPPING_LR: Final = 0.01
@@ -182,20 +181,12 @@ class StyleGenerator(Generator):
 
     truncation: Truncation = "w"
 
-    def __init__(
-        self,
-        *,
-        z_dim: int,
-        img_resolution: int,
-        img_channels: int,
-        num_classes: int = 0,
-        class_dim: int = 32,
-        base_channels: int = 64,
-    ) -> None:
-        super().__init__(z_dim=z_dim, num_classes=num_classes, class_dim=class_dim)
-        resolutions = [*feature_resolutions(img_resolution), img_resolution]
-        widths = [max(1, channels_at(r, img_resolution, base_channels)) for r in resolutions]
-        self.mapping = Mapping(self.in_dim, z_dim, num_classes)
+    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
+        super().__init__(config, shape)
+        z_dim, img_channels = config.z_dim, shape.img_channels
+        resolutions = [*feature_resolutions(config.img_resolution), config.img_resolution]
+        widths = [max(1, channels_at(r, config.img_resolution, config.G_channels)) for r in resolutions]
+        self.mapping = Mapping(self.in_dim, z_dim, shape.num_classes)
         self.start = nn.Parameter(torch.randn(1, widths[0], FIRST_RESOLUTION, FIRST_RESOLUTION))
         self.first = StyleLayer(widths[0], widths[0], z_dim, FIRST_RESOLUTION, up=False)
         self.ups, self.layers, self.to_image = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -224,21 +215,6 @@ class StyleGenerator(Generator):
             x = layer(up(x, w), w)  # [N, W, R, R]
             image = _doubled(image) + to_image(x, w)
         return torch.tanh(image + self.bias)
-
-
-def generator(config: TrainConfig, shape: DataShape) -> StyleGenerator:
-    return StyleGenerator(
-        z_dim=config.z_dim,
-        img_resolution=config.img_resolution,
-        img_channels=shape.img_channels,
-        num_classes=shape.num_classes,
-        class_dim=config.class_dim,
-        base_channels=config.G_channels,
-    )
-
-
-def discriminator(config: TrainConfig, shape: DataShape) -> Discriminator:
-    return dcgan_discriminator(config, shape)
 
 
 def _doubled(x: Tensor) -> Tensor:
