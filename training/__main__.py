@@ -339,7 +339,10 @@ def _download(options: argparse.Namespace) -> int:
 def _config_of(options: argparse.Namespace) -> TrainConfig:
     flags = {"total_kimg": options.total_kimg, "seed": options.seed}
     assignments = {name: text for name, text in flags.items() if text is not None}
-    return preset(options.preset).override(assignments | _assignments(options.set))
+    assignments |= _assignments(options.set)
+    config = preset(options.preset).override(assignments)
+    config.check_effect(assignments)
+    return config
 
 
 def _assignments(texts: Sequence[str]) -> dict[str, str]:

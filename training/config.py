@@ -8,7 +8,7 @@ are options of `gantrain train`. Refuses to own: files, torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -149,6 +149,18 @@ class TrainConfig:
         _between(self, "ema_half_life_kimg", 0.0, 1e9)
         self._check_recipe()
 
+    def check_effect(self, names: Iterable[str]) -> None:
+        """Raise InvalidValue where one of the fields `names`, which somebody set, does nothing in this run.
+
+        Only for what is set by hand: a preset, and a run that began before this rule, may hold such a field.
+        """
+        for name in names:
+            if name in _NEEDS and not _NEEDS[name].met(self):
+                raise InvalidValue(
+                    f"{name} has no effect without {_NEEDS[name].sentence}: leave it out, "
+                    f"got {show(getattr(self, name))}"
+                )
+
     def _check_recipe(self) -> None:
         """Refuse what cannot work together."""
         if self.batch_size % self.microbatches:
@@ -189,9 +201,14 @@ class TrainConfig:
         return self.d_steps * self.batch_size
 
     @property
+    def has_slope_penalty(self) -> bool:
+        """Whether R1 or R2 is computed."""
+        return max(self.r1_gamma, self.r2_gamma) > 0
+
+    @property
     def differentiates_twice(self) -> bool:
         """Whether a penalty takes the gradient of D's gradient, which compiled code does not have."""
-        return self.gp_weight > 0 or (self.penalty_form == "exact" and max(self.r1_gamma, self.r2_gamma) > 0)
+        return self.gp_weight > 0 or (self.penalty_form == "exact" and self.has_slope_penalty)
 
     @property
     def augmentations(self) -> tuple[Augmentation, ...]:
@@ -248,6 +265,36 @@ _NO_GAME: Final[dict[str, object]] = {
     "d_steps": 1,
 }
 """What a config must say of the game's fields where there is no game."""
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What must hold for a field to do anything."""
+
+    sentence: str
+    met: Callable[[TrainConfig], bool]
+
+
+_SLOPE_PENALTY: Final = _Need("r1_gamma or r2_gamma above 0", lambda config: config.has_slope_penalty)
+_AUGMENT: Final = _Need("augment", lambda config: bool(config.augment))
+_NEEDS: Final[dict[str, _Need]] = {
+    "residual_blocks": _Need("network residual", lambda config: config.network == "residual"),
+    "elbo_sigma": _Need("objective elbo", lambda config: config.objective == "elbo"),
+    "r1_interval": _SLOPE_PENALTY,
+    "penalty_form": _SLOPE_PENALTY,
+    "penalty_sigma": _Need(
+        "r1_gamma or r2_gamma above 0 and penalty_form finite_difference",
+        lambda config: config.has_slope_penalty and config.penalty_form == "finite_difference",
+    ),
+    "gamma_floor": _Need(
+        "r1_gamma or r2_gamma above 0 and lr_decay_start below 1",
+        lambda config: config.has_slope_penalty and config.lr_decay_start < 1,
+    ),
+    "augment_strength": _AUGMENT,
+    "augment_rampup": _AUGMENT,
+    "lr_floor": _Need("lr_decay_start below 1", lambda config: config.lr_decay_start < 1),
+}
+"""Fields that are for some configs only."""
 
 
 def _field_types() -> dict[str, Any]:

@@ -168,6 +168,11 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
             "--set must be field=value, got 'z_dim'",
         ),
         (
+            ["train", "--preset=fashion-mnist", "--run-dir=r", "--set=residual_blocks=2"],
+            2,
+            "residual_blocks has no effect without network residual: leave it out, got 2",
+        ),
+        (
             ["train", "--preset=fashion-mnist", "--run-dir=r", "--total-kimg=long"],
             2,
             "total_kimg must be a number, got 'long'",

@@ -67,6 +67,63 @@ def test_a_recipe_that_cannot_work_is_refused(changes: dict[str, str], sentence:
     assert str(refusal.value) == sentence
 
 
+@pytest.mark.parametrize(
+    ("changes", "name", "sentence"),
+    [
+        ({"residual_blocks": "3"}, "residual_blocks", "network residual: leave it out, got 3"),
+        ({"elbo_sigma": "1"}, "elbo_sigma", "objective elbo: leave it out, got 1.0"),
+        ({"r1_gamma": "0", "r1_interval": "4"}, "r1_interval", "r1_gamma or r2_gamma above 0"),
+        (
+            {"r1_gamma": "0", "penalty_form": "finite_difference"},
+            "penalty_form",
+            "r1_gamma or r2_gamma above 0: leave it out, got 'finite_difference'",
+        ),
+        (
+            {"penalty_sigma": "0.1"},
+            "penalty_sigma",
+            "r1_gamma or r2_gamma above 0 and penalty_form finite_difference: leave it out, got 0.1",
+        ),
+        (
+            {"gamma_floor": "0.5", "lr_decay_start": "1"},
+            "gamma_floor",
+            "r1_gamma or r2_gamma above 0 and lr_decay_start below 1: leave it out, got 0.5",
+        ),
+        ({"augment_rampup": "0.2"}, "augment_rampup", "augment: leave it out, got 0.2"),
+        ({"augment_strength": "0.5"}, "augment_strength", "augment: leave it out, got 0.5"),
+        ({"lr_floor": "0.1", "lr_decay_start": "1"}, "lr_floor", "lr_decay_start below 1"),
+    ],
+)
+def test_a_field_that_is_set_and_does_nothing_is_refused(
+    changes: dict[str, str], name: str, sentence: str
+) -> None:
+    config = preset("fashion-mnist").override(changes)
+
+    with pytest.raises(InvalidValue) as refusal:
+        config.check_effect(changes)
+
+    assert str(refusal.value).startswith(f"{name} has no effect without {sentence}")
+    config.check_effect(set(changes) - {name})  # the others do something
+    assert TrainConfig.from_dict(config.to_dict()) == config  # a run that began so goes on
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": "residual", "residual_blocks": "3"},
+        {"penalty_form": "finite_difference", "penalty_sigma": "0.1", "r1_interval": "4"},
+        {"augment": "color", "augment_rampup": "0.2", "augment_strength": "0.5"},
+        {"gamma_floor": "0.5", "lr_floor": "0.1"},
+        {"objective": "elbo", "r1_gamma": "0", "elbo_sigma": "2"},
+    ],
+)
+def test_a_field_that_does_something_is_not(changes: dict[str, str]) -> None:
+    config = preset("fashion-mnist").override(changes)
+
+    config.check_effect(changes)
+
+    assert set(changes) <= set(config.settings()) | {"r1_gamma"}
+
+
 @pytest.mark.parametrize("objective", GAMES)
 def test_every_objective_goes_with_a_gradient_penalty(objective: str) -> None:
     config = preset("fashion-mnist").override({"objective": objective, "r1_gamma": "0", "gp_weight": "10"})
@@ -107,6 +164,7 @@ def test_every_preset_names_itself_and_says_what_it_is(name: str) -> None:
 
     assert config.preset == name
     assert PRESETS[name].__doc__
+    config.check_effect(config.settings())  # nothing that it sets is idle
 
 
 def test_the_command_of_a_config_names_every_field_that_its_preset_does_not_set() -> None:
