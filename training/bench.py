@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from models.errors import InvalidValue, show
 from training.config import TrainConfig
 from training.data import Dataset
-from training.device import check_precision, device_name
+from training.device import check_compiler, check_precision, device_name
 from training.loop import Trainer
 from training.networks import build_pair
 from training.presets import preset
@@ -217,6 +217,8 @@ def _config(name: str, changes: Mapping[str, str]) -> TrainConfig:
 
 def _trainer(config: TrainConfig, device: torch.device) -> Trainer:
     check_precision(config.precision, device)
+    if config.compile:
+        check_compiler(device)
     dataset = _noise(config)
     state = TrainState.fresh(config, dataset.shape, device)
     return Trainer(config, DatasetReals(dataset, config.seed, device), state)

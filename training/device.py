@@ -39,6 +39,18 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         raise InvalidValue(f"precision must be fp32 on {device_name(device)}, which has no bf16, got 'bf16'")
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raise InvalidValue where torch.compile makes no kernels for `device`: it needs a C++ compiler there, or
+    Triton. Takes seconds."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidValue(
+            f"compile must be false on {device_name(device)}, where torch.compile fails, got true: {reason}"
+        ) from error
+
+
 def device_name(device: torch.device) -> str:
     """Kind and name of a device, for people."""
     return f"GPU, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else f"CPU, {cpu_name()}"

@@ -17,7 +17,7 @@ import torch
 from models.errors import InvalidValue, show
 from training.config import TrainConfig
 from training.data import Dataset
-from training.device import CPU, check_precision
+from training.device import CPU, check_compiler, check_precision
 from training.ema import update_ema
 from training.guard import check_steps
 from training.losses import LOSSES, Losses
@@ -153,6 +153,8 @@ def train(
     `run`, and the others begin with its state.
     """
     check_precision(config.precision, device)
+    if config.compile:
+        check_compiler(device)
     own_microbatches(config, processes)  # refuses a batch that cannot be split, before anything is written
     with run.held() if processes.leads else nullcontext():
         if processes.leads:

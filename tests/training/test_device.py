@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from toy_training import toy_config, toy_dataset
 
 from models.errors import InvalidValue
 from training.device import CPU, check_precision, choose_device, device_name
-from training.loop import Trainer
+from training.loop import Trainer, train
 from training.reals import DatasetReals
+from training.run_folder import RunFolder
 from training.servable import render_seeds
 from training.snapshot import TrainState
 from training.streams import RowDraws
@@ -69,6 +72,58 @@ def test_bf16_is_refused_on_a_gpu_that_has_none(monkeypatch: pytest.MonkeyPatch)
 
     check_precision("fp32", torch.device("cuda"))
     check_precision("bf16", CPU)
+
+
+def test_a_machine_without_a_compiler_says_so_before_the_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> object:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", lambda _: fails)
+
+    with pytest.raises(InvalidValue) as refusal:
+        train(toy_config(compile=True), toy_dataset(), RunFolder(tmp_path / "run"), tick_kimg=1)
+
+    assert str(refusal.value) == (
+        f"compile must be false on {device_name(CPU)}, where torch.compile fails, got true: "
+        "InvalidCxxCompiler: No working C++ compiler found"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch's
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": "dcgan", "penalty_form": "finite_difference", "r1_interval": 2},
+        {"network": "style", "precision": "bf16"},
+    ],
+)
+def test_a_pair_that_is_traced_for_compiling_learns_the_same_bits_from_a_few_graphs(
+    changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Freezing and thawing a network, and no penalty in every other step, are no part of a graph."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def traced(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_network = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compile_network(network, backend=traced))
+    dataset, played = toy_dataset(), []
+    for compiles in (False, True):
+        config = toy_config(compile=compiles, **changes)
+        state = TrainState.fresh(config, dataset.shape)
+        trainer = Trainer(config, DatasetReals(dataset, config.seed), state)
+        losses = [trainer.run_iteration()["D_loss"] for _ in range(4)]
+        played.append({"losses": losses, "G_ema": state.G_ema.state_dict()})
+
+    torch.testing.assert_close(played[1], played[0], rtol=0, atol=0)
+    assert 2 <= len(graphs) <= 5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
