@@ -27,6 +27,8 @@ from training.presets import MEASURED, PRESETS, preset
 from training.run_folder import RunFolder
 
 _COLLAPSED_CODE = 3
+_STOPPED_BY_ANOTHER_CODE = 4
+"""Of a process that stops before its end since another one of the run does: it is no success there either."""
 _EXTRA_OF_MODULE = {
     "torch": "train",
     "onnx": "train",
@@ -99,7 +101,7 @@ def _train(options: argparse.Namespace) -> int:
     if stop() or state.cur_nimg < config.total_nimg:  # the signal may have come to another process of the run
         if processes.leads:
             print(f"stopped at {kimg}; the same command goes on from there", flush=True)
-        return stop.exit_code
+        return stop.exit_code or _STOPPED_BY_ANOTHER_CODE
     if processes.leads:
         print(f"trained: {kimg} in {state.train_s:.0f} s; publish it with")
         print(f"  gantrain export {options.run_dir} --name NAME")
