@@ -161,7 +161,7 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["train", "--preset=cifar", "--run-dir=r"], 2, "preset must be one of fashion-mnist, textbook, "),
+        (["train", "--preset=cifar", "--run-dir=r"], 2, "preset must be one of fashion-mnist, "),
         (
             ["train", "--preset=fashion-mnist", "--run-dir=r", "--set", "z_dim"],
             2,
