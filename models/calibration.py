@@ -82,8 +82,10 @@ class Calibration:
         Of logits as they are compared, so that it is the same number wherever it is computed.
         """
         calibrated = self.scale * rounded_logits(logits) + self.offset
-        probabilities = np.exp(-np.logaddexp(0.0, -calibrated))  # σ, without overflow
-        realness: npt.NDArray[np.float64] = np.round(probabilities, REALNESS_DECIMALS)
+        probabilities: npt.NDArray[np.float64] = np.exp(
+            -np.logaddexp(0.0, -calibrated)
+        )  # σ, without overflow
+        realness: npt.NDArray[np.float64] = probabilities.round(REALNESS_DECIMALS)
         return realness
 
 

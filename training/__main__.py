@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -110,6 +111,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from training.card import is_finished
+    from training.discriminator import discriminator_sentence, evidence_of
     from training.export import export_run
 
     artifact = export_run(
@@ -119,6 +121,7 @@ def _export(options: argparse.Namespace) -> int:
         version=options.version,
         licence=options.licence,
         precision=options.precision,
+        gather=partial(evidence_of, data=options.data, extractor=options.extractor),
     )
     facts, training = artifact.manifest.export, artifact.manifest.training
     if not is_finished(training):
@@ -127,6 +130,7 @@ def _export(options: argparse.Namespace) -> int:
     print(f"published {artifact.address} in {artifact.path}")
     print(f"digest {artifact.digest}")
     print(f"largest difference to torch: {facts['largest_difference_to_torch_levels']} of 255 grey levels")
+    print(discriminator_sentence(artifact.manifest))
     return 0
 
 
@@ -399,6 +403,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--name", required=True, help="folder and address of the model")
     export.add_argument("--version", type=_positive_int, help="default: the highest there is plus one")
     export.add_argument("--licence", default="unknown", help="SPDX name of the weights' licence (unknown)")
+    export.add_argument(
+        "--data", type=Path, help="what the run learned from, to calibrate D on its test split (as of train)"
+    )
+    export.add_argument(
+        "--extractor",
+        metavar="NAME|FILE",
+        help="whose features decide whether MH is offered (default: the shipped one of that data)",
+    )
     _add_precision(export)
     _add_store(export)
 

@@ -1,10 +1,10 @@
 """A generator of torch becomes an artifact: one checked ONNX graph, with the proof and the card beside it.
 
-`export_run` publishes G_ema of a run, `publish` any module. Everything is put together in a draft of the
-store and checked there against torch and against the promises of serving; the rename that publishes it comes
-last, so a refused export leaves nothing. Refuses to own: how torch becomes ONNX (`training.tracing`), what is
-promised (`training.proof`, `training.promises`, `training.graph`), what the card says (`training.card`), what
-an artifact is (`models`).
+`export_run` publishes G_ema of a run, and D where it can be at work; `publish` any module. Everything is put
+together in a draft of the store and checked there against torch and against the promises of serving; the
+rename that publishes it comes last, so a refused export leaves nothing. Refuses to own: how torch becomes
+ONNX (`training.tracing`), what is promised (`training.proof`, `training.promises`, `training.graph`), what D
+is good for (`training.discriminator`), what the card says (`training.card`), what an artifact is (`models`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from models.golden import Render
 from models.manifest import GRAPH_FILE, Manifest, Truncation
 from models.sampling import Prior
 from models.store import Artifact, Draft, Store
+from training.discriminator import Gather, add_discriminator, no_evidence
 from training.errors import GraphRefused
 from training.folding import folded, plain_copy
 from training.graph import opset_of, write_model
-from training.graph_session import ONNXRUNTIME_VERSION
+from training.graph_session import ONNXRUNTIME_VERSION, GraphSession
 from training.networks import Generator
 from training.pixels import (
     DEFAULT_RANGE,
@@ -63,12 +64,13 @@ def export_run(
     version: int | None = None,
     licence: str = "unknown",
     precision: WeightPrecision = "fp32",
+    gather: Gather = no_evidence,
 ) -> Artifact:
     """Publish G_ema of `run`'s snapshot as `name` in `store`, its weights stored in `precision`.
 
-    Figures that `gantrain evaluate` took of just these weights go into the manifest. Raises RunError for a
-    run without a snapshot, GraphRefused when a check fails, and what
-    `Store.draft` raises for a bad name or a version that is there.
+    Figures that `gantrain evaluate` took of just these weights go into the manifest; D goes with it where
+    what `gather` finds can calibrate it. Raises RunError for a run without a snapshot, GraphRefused when a
+    check of G's graph fails, and what `Store.draft` raises for a bad name or a version that is there.
     """
     snapshot = load_newest(run)
     with store.draft(name, version) as draft:
@@ -76,9 +78,10 @@ def export_run(
         manifest = _manifest_of(snapshot, G, name, draft.version, licence)
         if precision == "fp32":  # figures of a run are of its weights as they are
             manifest = replace(manifest, metrics=tuple(run.figures_of(snapshot.weights)))
-        return _publish(
-            draft, _program(ServableGenerator(G), manifest), manifest, torch_render(G), precision=precision
-        )
+        program = _program(ServableGenerator(G), manifest)
+        session, manifest = _checked(draft, program, manifest, torch_render(G), precision)
+        sampler = add_discriminator(draft.path, session, manifest, snapshot, gather)
+        return seal(draft, session, replace(manifest, sampler=sampler))
 
 
 def publish(
@@ -157,27 +160,26 @@ def publish(
             "range": value_range,
             "layout": servable.layout,
         }
-        return _publish(
-            draft, program, manifest, _reference(servable), precision=precision, published_from=origin
-        )
+        session, manifest = _checked(draft, program, manifest, _reference(servable), precision)
+        facts = {**manifest.export, "published_from": origin}
+        return seal(draft, session, replace(manifest, export=facts))
 
 
-def _publish(
+def _checked(
     draft: Draft,
     program: ExportedProgram,
     manifest: Manifest,
     reference: Render,
-    *,
     precision: WeightPrecision,
-    **origin: Any,
-) -> Artifact:
+) -> tuple[GraphSession, Manifest]:
+    """Write the graph of `program` into `draft`, held to every promise; return its session, and `manifest`
+    with the facts of the export."""
     graph_file = draft.path / GRAPH_FILE
     model = to_onnx(program, list(manifest.graph_outputs), list(manifest.graph_inputs))
     store_weights(model, precision)
     write_model(model, graph_file)
     session, levels = check_graph_file(graph_file, manifest, reference, halved=precision == "fp16")
-    facts = _export_facts(model, manifest, levels)
-    return seal(draft, session, replace(manifest, export=facts | origin))
+    return session, replace(manifest, export=_export_facts(model, manifest, levels))
 
 
 def _manifest_of(snapshot: Snapshot, G: Generator, name: str, version: int, licence: str) -> Manifest:

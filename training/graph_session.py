@@ -1,4 +1,4 @@
-"""An artifact's graph on ONNX Runtime's CPU provider with one thread: the reference for golden pixels.
+"""An artifact's graphs on ONNX Runtime's CPU provider with one thread: the reference for golden pixels.
 
 Refuses to own: serving (that is `service`, with its own sessions); checks (`training.promises`).
 """
@@ -6,6 +6,7 @@ Refuses to own: serving (that is `service`, with its own sessions); checks (`tra
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,14 +43,18 @@ def open_session(graph: Path | bytes, name: str, *, fuse: bool = True) -> Any:
         raise DamagedArtifact(f"{name} cannot be loaded by ONNX Runtime: {error}") from None
 
 
-class GraphSession:
-    """Renders rows through `model.onnx`. Raises DamagedArtifact for a file that is no graph."""
+class _OpenGraph:
+    """One graph of an artifact. Raises DamagedArtifact for a file that is no graph."""
 
     def __init__(self, path: Path) -> None:
         self._session = open_session(path, str(path))
         self.inputs = {one.name: (one.type, one.shape) for one in self._session.get_inputs()}
         """(type, shape) by name; a symbolic size is text."""
         self.outputs = {one.name: (one.type, one.shape) for one in self._session.get_outputs()}
+
+
+class GraphSession(_OpenGraph):
+    """Renders rows through `model.onnx`."""
 
     def render(
         self,
@@ -73,10 +78,35 @@ class GraphSession:
         truncation_psi: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.uint8]:
         """The same in runs of at most 64 rows, fewer where images are larger than 128×128."""
-        pixels = math.prod(size for size in self.outputs["images"][1][1:3] if isinstance(size, int))
-        rows_a_run = max(1, min(_ROWS_A_RUN, MAX_PIXELS_A_RUN // pixels))
-        images = []
-        for first in range(0, len(latents), rows_a_run):
-            rows = slice(first, first + rows_a_run)
-            images.append(self.render(latents[rows], class_idx[rows], truncation_psi[rows]))
-        return np.concatenate(images)
+        parts = [
+            self.render(latents[rows], class_idx[rows], truncation_psi[rows])
+            for rows in runs(len(latents), self.outputs["images"][1][1:3])
+        ]
+        return np.concatenate(parts)
+
+
+class DiscriminatorSession(_OpenGraph):
+    """Scores images through `discriminator.onnx`."""
+
+    def score(
+        self, images: npt.NDArray[np.uint8], class_idx: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Return D's logits [N] float32 of images [N, H, W, C] uint8 and class_idx [N], in one run."""
+        rows = {"images": images, "class_idx": class_idx}
+        feed = {name: values for name, values in rows.items() if name in self.inputs}
+        logits: npt.NDArray[np.float32] = self._session.run(["realness"], feed)[0]
+        return logits
+
+    def score_many(
+        self, images: npt.NDArray[np.uint8], class_idx: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """The same in runs of at most 64 rows, fewer where images are larger than 128×128."""
+        parts = [self.score(images[rows], class_idx[rows]) for rows in runs(len(images), images.shape[1:3])]
+        return np.concatenate(parts)
+
+
+def runs(count: int, img_size: Sequence[int | str]) -> list[slice]:
+    """`count` rows of images [height, width] in parts of at most 64, fewer of large ones."""
+    pixels = math.prod(size for size in img_size if isinstance(size, int))
+    rows_a_run = max(1, min(_ROWS_A_RUN, MAX_PIXELS_A_RUN // pixels))
+    return [slice(first, first + rows_a_run) for first in range(0, count, rows_a_run)]

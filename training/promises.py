@@ -7,21 +7,26 @@ way out. Works on any `Render`, so a test can break one promise at a time. NumPy
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from models.golden import Render
+from models.golden import Render, Score
 from models.manifest import Manifest
 from models.sampling import latents_from_seeds
 from training.errors import GraphRefused
-from training.graph_session import MAX_PIXELS_A_RUN, GraphSession
+from training.graph_session import MAX_PIXELS_A_RUN, DiscriminatorSession, GraphSession
+
+Dtype = TypeVar("Dtype", bound=np.generic)
 
 BATCH_SIZES: Final = (1, 2, 3, 7, 64)
 MAX_DIFFERENCE_LEVELS: Final = 1
 MAX_HALVED_DIFFERENCE_LEVELS: Final = 3
+MAX_LOGIT_DIFFERENCE: Final = 0.01
+"""Between D's logits on one CPU and on another."""
 
 
 def batch_sizes(manifest: Manifest) -> tuple[int, ...]:
@@ -74,32 +79,64 @@ def check_interface(session: GraphSession, manifest: Manifest) -> None:
     _check_values("output", session.outputs, manifest.graph_outputs)
 
 
+def check_discriminator_interface(session: DiscriminatorSession, manifest: Manifest) -> None:
+    """The same of the graph of D."""
+    _check_values("input", session.inputs, manifest.discriminator_inputs)
+    _check_values("output", session.outputs, manifest.discriminator_outputs)
+
+
 def check_rows(render: Render, rows: Rows) -> npt.NDArray[np.uint8]:
     """Raise GraphRefused unless each row has its pixels in every batch, order and run.
 
     Returns the pixels [N, H, W, C] uint8 of `rows`. Batch sizes above the number of rows are left out.
     """
-    whole = rows.render(render)
-    if not np.array_equal(rows.render(render), whole):
+    return _check_independence(lambda part: rows[part].render(render), "pixels")
+
+
+def check_scores(
+    score: Score, images: npt.NDArray[np.uint8], class_idx: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Raise GraphRefused unless each image has its logit, to the last bit, in every batch, order and run.
+
+    Returns the logits [N] float32 of images [N, H, W, C] uint8 and class_idx [N].
+    """
+    return _check_independence(lambda part: score(images[part], class_idx[part]), "logit")
+
+
+def _check_independence(run: Callable[[slice], npt.NDArray[Dtype]], what: str) -> npt.NDArray[Dtype]:
+    """Hold `run`, which gives `what` of a slice of the rows, to all of them at once, which are returned."""
+    whole = run(slice(None))
+    if not np.array_equal(run(slice(None)), whole):
         raise GraphRefused(
-            "two runs on the same rows must give the same pixels, they differ: something in the graph draws "
+            f"two runs on the same rows must give the same {what}, they differ: something in the graph draws "
             "random numbers. Register noise as a buffer, or take it from the latents"
         )
     for size in BATCH_SIZES:
         for first in range(0, len(whole) - size + 1, size):
             part = slice(first, first + size)
-            if not np.array_equal(rows[part].render(render), whole[part]):
+            if not np.array_equal(run(part), whole[part]):
                 raise GraphRefused(
-                    f"a row's pixels must not depend on its batch mates, rows {first} to {first + size - 1} "
+                    f"a row's {what} must not depend on its batch mates, rows {first} to {first + size - 1} "
                     f"change in a batch of {size}. Remove statistics over the batch from the module's forward"
                 )
     backwards = slice(None, None, -1)
-    if not np.array_equal(rows[backwards].render(render), whole[backwards]):
+    if not np.array_equal(run(backwards), whole[backwards]):
         raise GraphRefused(
-            "a row's pixels must not depend on the order of the batch, they change when it is reversed. "
+            f"a row's {what} must not depend on the order of the batch, they change when it is reversed. "
             "Remove what looks across rows from the module's forward"
         )
     return whole
+
+
+def check_logit_difference(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
+    """Return the largest difference of logits [N] to torch's. Raises GraphRefused where D is another."""
+    difference = float(np.abs(logits.astype(np.float64) - reference.astype(np.float64)).max())
+    if not difference <= MAX_LOGIT_DIFFERENCE:  # also refuses NaN
+        raise GraphRefused(
+            f"D's logits must be within {MAX_LOGIT_DIFFERENCE:g} of torch, they are {difference:g} away: "
+            "an operator was translated wrongly"
+        )
+    return difference
 
 
 def check_difference(

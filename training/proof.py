@@ -6,6 +6,7 @@ ONNX Runtime and `onnx`, never torch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ import numpy as np
 import onnx
 
 from models.golden import Golden, Render
-from models.manifest import GOLDEN_FILE, Manifest
+from models.manifest import DISCRIMINATOR_FILE, GOLDEN_FILE, Manifest
 from models.sampling import MAX_SEED, latents_from_seeds
 from models.store import Artifact, Draft
 from training.card import (
@@ -24,7 +25,7 @@ from training.card import (
     write_card,
 )
 from training.graph import check_graph
-from training.graph_session import GraphSession
+from training.graph_session import DiscriminatorSession, GraphSession
 from training.grid import DEFAULT_COLUMNS, save_grid
 from training.promises import Rows, batch_sizes, check_difference, check_interface, check_rows
 
@@ -61,7 +62,11 @@ def check_graph_file(
 
 def seal(draft: Draft, session: GraphSession, manifest: Manifest) -> Artifact:
     """Write golden rows, previews and card beside the checked graph of `draft`, and publish it."""
-    golden_rows(session.render_many, manifest).save(draft.path / GOLDEN_FILE)
+    golden = golden_rows(session.render_many, manifest)
+    if manifest.calibration is not None:
+        score = DiscriminatorSession(draft.path / DISCRIMINATOR_FILE).score_many
+        golden = replace(golden, realness=score(golden.images, golden.class_idx))
+    golden.save(draft.path / GOLDEN_FILE)
     save_preview(draft.path / PREVIEW_FILE, session.render_many, manifest)
     if manifest.has_truncation:
         save_preview(

@@ -1,4 +1,4 @@
-"""G as it is served: latents in, finished pixels out.
+"""G as it is served: latents in, finished pixels out; and D, which judges them: pixels in, logits out.
 
 The one place in torch where a G meets uint8. `gantrain grid` and the ticks of a run use it, an export
 traces it, so a grid cell and a served image differ by rounding at most. It takes any module that makes
@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.golden import Render
+from models.golden import Render, Score
 from models.manifest import Truncation
 from models.sampling import latents_from_seeds, resolve_class_idx
 from training.errors import GraphRefused
-from training.networks import Generator
+from training.networks import Discriminator, Generator
 from training.pixels import DEFAULT_RANGE, RANGES, axes_to_nhwc, flat_sizes
 
 _ROWS_A_PASS = 64
@@ -90,6 +90,23 @@ class Servable(nn.Module):
         return images.to(torch.float32)
 
 
+class ServableDiscriminator(nn.Module):
+    """A D with the inputs that serving feeds: finished pixels, as G's graph makes them.
+
+    forward: images [N, H, W, C] uint8, class_idx [N] int64 (if conditional)
+    returns realness [N] float32: D's raw logit
+    """
+
+    def __init__(self, D: Discriminator) -> None:
+        super().__init__()
+        self.module = D
+
+    def forward(self, images: Tensor, *rows: Tensor) -> Tensor:
+        samples = images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0  # [N, C, H, W], as reals are
+        realness: Tensor = self.module.forward(samples, *rows)  # [N]
+        return realness
+
+
 class ServableGenerator(Servable):
     """A G of this package, whose sizes are its own."""
 
@@ -131,6 +148,19 @@ def torch_render(G: Generator) -> Render:
         return images
 
     return render
+
+
+def torch_score(D: Discriminator) -> Score:
+    """Return a function that scores images of NumPy arrays by `D`, in eager torch and eval mode."""
+    servable = ServableDiscriminator(D).eval()
+
+    @torch.no_grad()
+    def score(images: npt.NDArray[np.uint8], class_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        rows = [class_idx] if D.num_classes else []
+        logits: npt.NDArray[np.float32] = servable(*map(torch.tensor, [images, *rows])).numpy()
+        return logits
+
+    return score
 
 
 def rows_of(

@@ -158,6 +158,14 @@ class Snapshot:
         G_ema.load_state_dict(self.state["G_ema"])
         return G_ema.eval().requires_grad_(False)
 
+    def discriminator(self) -> Discriminator:
+        """Return D in eval mode, as it last learned: it has no moving average. Not of a VAE."""
+        shape = DataShape(img_channels=self.data["img_channels"], num_classes=self.data["num_classes"])
+        _, D = build_pair(self.config, shape)
+        assert isinstance(D, Discriminator)
+        D.load_state_dict(self.state["D"])
+        return D.eval().requires_grad_(False)
+
 
 def save_snapshot(run: RunFolder, config: TrainConfig, data: dict[str, Any], state: TrainState) -> None:
     """Write the newest snapshot of `run`, and keep the one before it. A file is whole or not there."""

@@ -13,16 +13,19 @@ import numpy.typing as npt
 
 from models.errors import DamagedArtifact
 from models.golden import Golden
-from models.manifest import GOLDEN_FILE, GRAPH_FILE
+from models.manifest import DISCRIMINATOR_FILE, GOLDEN_FILE, GRAPH_FILE
 from models.sampling import latents_from_seeds, resolve_class_idx
 from models.store import Artifact, Store
-from training.graph_session import GraphSession
+from training.graph_session import DiscriminatorSession, GraphSession
 from training.promises import (
     MAX_DIFFERENCE_LEVELS,
+    MAX_LOGIT_DIFFERENCE,
     Rows,
     check_difference,
+    check_discriminator_interface,
     check_interface,
     check_rows,
+    check_scores,
 )
 from training.run_folder import RunFolder
 
@@ -41,6 +44,8 @@ def verify(store: Store, address: str, run_dir: Path | None = None) -> Iterator[
     images = check_rows(session.render, rows)
     yield f"graph: {len(images)} rows have the same pixels alone, in any batch and in any order"
     yield _replay_golden(artifact, session)
+    if artifact.manifest.calibration is not None:
+        yield _replay_discriminator(artifact, images, rows)
     if run_dir is not None:
         halved = artifact.manifest.export.get("precision") == "fp16"
         yield _compare_with_run(images, rows, run_dir, halved=halved)
@@ -68,6 +73,21 @@ def _replay_golden(artifact: Artifact, session: GraphSession) -> str:
         )
     exactness = "bit-exact" if levels == 0 else f"within {levels} grey level, as another CPU may give"
     return f"golden: {len(golden.seeds)} rows, {exactness}"
+
+
+def _replay_discriminator(artifact: Artifact, images: npt.NDArray[np.uint8], rows: Rows) -> str:
+    judge = DiscriminatorSession(artifact.file(DISCRIMINATOR_FILE))
+    check_discriminator_interface(judge, artifact.manifest)
+    check_scores(judge.score, images, rows.class_idx)
+    golden = Golden.load(artifact.file(GOLDEN_FILE), artifact.manifest)
+    difference = golden.largest_realness_difference(judge.score_many)
+    if not difference <= MAX_LOGIT_DIFFERENCE:
+        raise DamagedArtifact(
+            f"{artifact.address}: logits of golden rows must be within {MAX_LOGIT_DIFFERENCE:g}, "
+            f"they differ by {difference:g}"
+        )
+    exactness = "the same" if difference == 0 else f"within {difference:g}, as another CPU may give"
+    return f"discriminator: {len(golden.seeds)} golden logits, {exactness}"
 
 
 def _compare_with_run(images: npt.NDArray[np.uint8], rows: Rows, run_dir: Path, *, halved: bool) -> str:
