@@ -8,6 +8,7 @@ generator that fails its checks is exit code 1. torch is imported by the verbs t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import json
 import math
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.errors import ContractError, DamagedArtifact, InvalidValue, show
 from models.sampling import MAX_SEED, PRIORS, SeedRanges
@@ -26,6 +28,9 @@ from training.interrupt import StopRequest
 from training.log import said_at_the_prompt
 from training.presets import MEASURED, PRESETS, preset
 from training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from training.compare.runs import ComparedRun
 
 _COLLAPSED_CODE = 3
 _STOPPED_BY_ANOTHER_CODE = 4
@@ -334,6 +339,44 @@ def _extractor(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    import torch
+
+    from training.compare import contenders, table
+    from training.compare.runs import play_all, tuned
+    from training.data import open_dataset
+    from training.metrics.yardstick import Yardstick
+
+    torch.set_num_threads(1)
+    names = options.contenders.split(",") if options.contenders else list(contenders.CONTENDERS)
+    changes = _assignments(options.set)
+    searched = contenders.trials(names, total_kimg=options.total_kimg, changes=changes)
+    img_resolution = searched[0].img_resolution
+    labelled = open_dataset(options.data, img_resolution)
+    dataset = dataclasses.replace(labelled, class_idx=None, class_names=())
+    yardstick = Yardstick(
+        img_resolution=img_resolution, data=options.data, n=options.n, extractor=options.extractor
+    )
+    rest = (options.out, dataset, yardstick, options.n)
+    print(f"{dataset.name}: {len(searched)} runs to find learning rates, then {options.seeds} of each;")
+    print(
+        f"{options.total_kimg:g} kimg a run, {options.n:,} images judged, kept in {options.out}", flush=True
+    )
+    trials = [_told(run) for run in play_all(searched, *rest)]
+    runs = [_told(run) for run in play_all(tuned(trials, options.seeds), *rest)]
+    print(f"\n{table.table(runs)}")
+    for sentence in table.sentences(runs):
+        print(f"\n{sentence}")
+    return 0
+
+
+def _told(run: ComparedRun) -> ComparedRun:
+    from training.compare.table import run_line
+
+    print(run_line(run), flush=True)
+    return run
+
+
 def _download(options: argparse.Namespace) -> int:
     from training.data.fashion_mnist import download
 
@@ -492,6 +535,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     coverage.add_argument(
         "--out", metavar="FILE", type=Path, default=Path("coverage.jsonl"), help="keeps each finished run"
+    )
+
+    compare = verbs.add_parser("compare", help="train the objectives and a VAE alike, and judge them alike")
+    compare.set_defaults(verb=_compare)
+    compare.add_argument("--contenders", metavar="A,B,…", help="default: all")
+    compare.add_argument(
+        "--total-kimg", metavar="K", type=_positive_float, default=40.0, help="length of each run (40)"
+    )
+    compare.add_argument(
+        "--seeds", metavar="N", type=_positive_int, default=3, help="runs of a contender in the table (3)"
+    )
+    compare.add_argument("--n", metavar="N", type=_positive_int, default=5_000, help="images judged (5000)")
+    compare.add_argument("--data", type=Path, help="as of train (default: Fashion-MNIST)")
+    compare.add_argument("--extractor", metavar="NAME|FILE", help="as of evaluate")
+    compare.add_argument(
+        "--set", metavar="FIELD=VALUE", action="append", default=[], help="set a field of every contender"
+    )
+    compare.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("compare.jsonl"), help="keeps each finished run"
     )
 
     evaluate = verbs.add_parser("evaluate", help="take figures of images: how near they are to real ones")

@@ -28,7 +28,7 @@ from training.metrics.measure import (
     training_distance,
     with_reals,
 )
-from training.metrics.protocol import Figure
+from training.metrics.protocol import Figure, Protocol
 
 DEFAULT_EXTRACTOR: Final = "efficientnet-lite0"
 """Where none is shipped that learned from the data."""
@@ -77,6 +77,10 @@ class Yardstick:
         judge = judge or (own_judge if own_judge in shipped else None)
         self._judged = replace(self._reals, extractor=open_extractor(judge)) if judge else None
         self._floors: dict[tuple[int, tuple[str, ...]], tuple[Figure, ...]] = {}
+
+    def protocol(self, n_fake: int) -> Protocol:
+        """How figures of `n_fake` plain fakes on the extractor's features are taken."""
+        return self._reals.protocol(n_fake)
 
     def figures(self, fakes: Fakes, asked: Collection[str] | None = None) -> tuple[Figure, ...]:
         """The figures `asked` for of fakes, or all that can be taken, each with `of_reals`.
