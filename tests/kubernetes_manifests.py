@@ -19,7 +19,7 @@ STORES = ((), ("model-store-pvc",), ("model-store-s3",))
 """Where models come from: the image, a volume, an object store."""
 ADDING = ("prometheus", "ingress", "grafana")
 """Components that only add documents (a test holds that): what they are with does not matter to them."""
-JOBS = ("sample", "train", "export", "verify-store")
+JOBS = ("sample", "train", "evaluate", "export", "verify-store")
 
 Document = dict[str, Any]
 

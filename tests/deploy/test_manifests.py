@@ -370,13 +370,17 @@ def test_training_jobs_say_what_the_commands_take(shipped: dict[str, list[str]])
     from training.__main__ import _parser
     from training.presets import PRESETS
 
-    train, export = _arguments(shipped["jobs/train"], "train"), _arguments(shipped["jobs/export"], "export")
+    train, evaluate, export = (
+        _arguments(shipped[f"jobs/{one}"], one) for one in ("train", "evaluate", "export")
+    )
     parsed = _parser().parse_args(train[train.index("train") :])
+    evaluated = _parser().parse_args(evaluate[1:])
     exported = _parser().parse_args(export[1:])
 
     assert train[:2] == ["torchrun", "--standalone"]
     assert parsed.preset in PRESETS
-    assert exported.run_dir == parsed.run_dir
+    assert exported.run_dir == parsed.run_dir == Path(evaluated.target)
+    assert evaluated.data == parsed.data
     assert exported.version  # so that a second try publishes nothing twice
 
 
@@ -397,7 +401,7 @@ def test_the_store_is_verified_by_commands_that_there_are(shipped: dict[str, lis
 
 
 def test_jobs_leave_out_of_their_counts_what_a_node_did(shipped: dict[str, list[str]]) -> None:
-    for name in ("jobs/sample", "jobs/train", "jobs/export"):
+    for name in ("jobs/sample", "jobs/train", "jobs/evaluate", "jobs/export"):
         (job,) = _jobs(shipped[name])
         rule, *_ = job["spec"]["podFailurePolicy"]["rules"]
         assert rule == {
