@@ -52,7 +52,7 @@ def emoji() -> TrainConfig:
     """
     return TrainConfig(
         preset="emoji",
-        total_kimg=240,
+        total_kimg=320,
         batch_size=32,
         img_resolution=64,
         G_channels=24,
