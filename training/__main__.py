@@ -127,6 +127,7 @@ def _export(options: argparse.Namespace) -> int:
         licence=options.licence,
         precision=options.precision,
         gather=partial(evidence_of, data=options.data, extractor=options.extractor),
+        beside=[RunFolder(path) for path in options.beside],
     )
     facts, training = artifact.manifest.export, artifact.manifest.training
     if not is_finished(training):
@@ -453,6 +454,14 @@ def _parser() -> argparse.ArgumentParser:
         "--extractor",
         metavar="NAME|FILE",
         help="whose features decide whether MH is offered (default: the shipped one of that data)",
+    )
+    export.add_argument(
+        "--beside",
+        metavar="RUN_DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="another run, whose figures the card has beside its own",
     )
     _add_precision(export)
     _add_store(export)

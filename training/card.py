@@ -200,7 +200,7 @@ def _figures(manifest: Manifest) -> str:
 
 
 def _failings(manifest: Manifest) -> str:
-    sentences = failings(manifest.metrics)
+    sentences = failings(manifest.metrics, manifest.class_names)
     if _is_own(manifest) and not is_finished(manifest.training):
         sentences.insert(0, "Its training was stopped before its end.")
     return "## What is wrong with it\n\n" + "\n".join(f"- {one}" for one in sentences) if sentences else ""

@@ -36,6 +36,8 @@ _NUMBERS: Final = {
     "sharpness": "sharpness",
     "training_distance": "distance to the nearest training image",
 }
+_WEAKEST: Final = "class_accuracy_"
+"""Begins the name of a figure of one class, the number of which ends it."""
 _GROUPED: Final = ("extractor", "extractor_digest", "data", "data_digest", "split", "n_real", "n_fake")
 
 
@@ -63,10 +65,12 @@ def tables(columns: Sequence[Column]) -> str:
 
 def label(name: str) -> str:
     """What a figure is called for people."""
+    if name.startswith(_WEAKEST):
+        return f"the same of class {name.removeprefix(_WEAKEST)}, where it is lowest"
     return _SHARES.get(name) or _NUMBERS.get(name, name)
 
 
-def failings(figures: Iterable[Facts]) -> list[str]:
+def failings(figures: Iterable[Facts], class_names: Sequence[str] = ()) -> list[str]:
     """Sentences on what the plain figures of a generator show to be wrong, each with its number."""
     plain = {
         figure["name"]: figure
@@ -74,7 +78,14 @@ def failings(figures: Iterable[Facts]) -> list[str]:
         if not {"truncation_psi", "sampler"} & set(figure["protocol"])
     }
     sentences = [say(plain[name]) for name, say in _FAILINGS.items() if name in plain]
+    sentences += [_weakest(one, class_names) for name, one in plain.items() if name.startswith(_WEAKEST)]
     return [sentence for sentence in sentences if sentence]
+
+
+def _weakest(figure: Facts, class_names: Sequence[str]) -> str:
+    k = figure["name"].removeprefix(_WEAKEST)
+    name = class_names[int(k)] if class_names else k
+    return f"Its weakest class is {name}, found in {figure['value']:.1%} of its images{_reals(figure)}."
 
 
 def _coverage(figure: Facts) -> str:
@@ -152,7 +163,8 @@ def _table(title: str, group: Sequence[Facts], others: Sequence[Column]) -> str:
 def _number(figure: Facts, field: str) -> str:
     if field not in figure:
         return ""
-    return f"{figure[field]:.1%}" if figure["name"] in _SHARES else f"{figure[field]:.4g}"
+    is_share = figure["name"] in _SHARES or figure["name"].startswith(_WEAKEST)
+    return f"{figure[field]:.1%}" if is_share else f"{figure[field]:.4g}"
 
 
 def _protocol(protocol: Facts) -> str:

@@ -30,7 +30,7 @@ from models.manifest import GRAPH_FILE, Manifest, Truncation
 from models.sampling import Prior
 from models.store import Artifact, Draft, Store
 from training.discriminator import Gather, add_discriminator, no_evidence
-from training.errors import GraphRefused
+from training.errors import GraphRefused, RunError
 from training.folding import folded, plain_copy
 from training.graph import opset_of, write_model
 from training.graph_session import ONNXRUNTIME_VERSION, GraphSession
@@ -65,17 +65,19 @@ def export_run(
     licence: str = "unknown",
     precision: WeightPrecision = "fp32",
     gather: Gather = no_evidence,
+    beside: Sequence[RunFolder] = (),
 ) -> Artifact:
     """Publish G_ema of `run`'s snapshot as `name` in `store`, its weights stored in `precision`.
 
-    Figures that `gantrain evaluate` took of just these weights go into the manifest; D goes with it where
-    what `gather` finds can calibrate it. Raises RunError for a run without a snapshot, GraphRefused when a
-    check of G's graph fails, and what `Store.draft` raises for a bad name or a version that is there.
+    Figures that `gantrain evaluate` took of just these weights go into the manifest, and those of the runs
+    `beside` it, for comparison; D goes with it where what `gather` finds can calibrate it. Raises RunError
+    for a run without a snapshot and one beside it without figures, GraphRefused when a check of G's graph
+    fails, and what `Store.draft` raises for a bad name or a version that is there.
     """
     snapshot = load_newest(run)
     with store.draft(name, version) as draft:
         G = snapshot.generator()
-        manifest = _manifest_of(snapshot, G, name, draft.version, licence)
+        manifest = _manifest_of(snapshot, G, name, draft.version, licence, beside)
         if precision == "fp32":  # figures of a run are of its weights as they are
             manifest = replace(manifest, metrics=tuple(run.figures_of(snapshot.weights)))
         program = _program(ServableGenerator(G), manifest)
@@ -182,7 +184,9 @@ def _checked(
     return session, replace(manifest, export=_export_facts(model, manifest, levels))
 
 
-def _manifest_of(snapshot: Snapshot, G: Generator, name: str, version: int, licence: str) -> Manifest:
+def _manifest_of(
+    snapshot: Snapshot, G: Generator, name: str, version: int, licence: str, beside: Sequence[RunFolder]
+) -> Manifest:
     config, data = snapshot.config, snapshot.data
     return Manifest(
         name=name,
@@ -208,8 +212,24 @@ def _manifest_of(snapshot: Snapshot, G: Generator, name: str, version: int, lice
             "kimg": snapshot.cur_nimg / 1000,
             "train_s": round(snapshot.state["train_s"], 1),
             "departures": snapshot.state["departures"],
+            "beside": [_compared(run) for run in beside],
         },
     )
+
+
+def _compared(run: RunFolder) -> dict[str, Any]:
+    """What a manifest says of a run that another one is compared with. Raises RunError."""
+    snapshot = load_newest(run)
+    figures = run.figures_of(snapshot.weights)
+    if not figures:
+        raise RunError(f"{run.path} has no figures to compare with: take them with gantrain evaluate")
+    return {
+        "preset": snapshot.config.preset,
+        "config": snapshot.config.to_dict(),
+        "kimg": snapshot.cur_nimg / 1000,
+        "train_s": round(snapshot.state["train_s"], 1),
+        "metrics": figures,
+    }
 
 
 def _check_told(training: Mapping[str, Any]) -> None:

@@ -95,6 +95,25 @@ def test_an_export_of_a_run_that_was_stopped_says_so(
     assert "**stopped before its end**" in (tmp_path / "toy/1/CARD.md").read_text(encoding="utf-8")
 
 
+def test_another_run_stands_beside_it_with_its_own_figures(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = RunFolder(tmp_path / "other")
+    train(toy_config(seed=1, total_kimg=0.016), toy_dataset(), other, tick_kimg=1)
+    words = ["export", str(run.path), "--name=toy", f"--store={tmp_path}", f"--beside={other.path}"]
+
+    refused = main(words)
+    snapshot = load_newest(other)
+    figure = {"name": "coverage", "value": 0.25, "protocol": {"split": "test"}}
+    other.append_figures(snapshot.cur_nimg, snapshot.weights, [figure])
+    code = main(words)
+
+    (beside,) = Store(tmp_path).resolve("toy").manifest.training["beside"]
+    assert (refused, code) == (2, 0)
+    assert f"{other.path} has no figures to compare with" in capsys.readouterr().err
+    assert (beside["config"]["seed"], beside["kimg"], beside["metrics"]) == (1, 0.016, [figure])
+
+
 def test_truncation_has_a_preview_of_its_own(artifact: Artifact) -> None:
     whole, truncated = (artifact.file(name).read_bytes() for name in ("preview.png", "preview-0.7.png"))
 

@@ -24,7 +24,7 @@ makes features. Needs NumPy and ONNX Runtime; torch only for networks of torch a
 from training.metrics.extractor import open_extractor
 from training.metrics.measure import (
     Reference,
-    class_accuracy,
+    class_accuracies,
     draw,
     measure,
     training_distance,
@@ -36,7 +36,7 @@ __all__ = [
     "Figure",
     "Protocol",
     "Reference",
-    "class_accuracy",
+    "class_accuracies",
     "draw",
     "measure",
     "open_extractor",

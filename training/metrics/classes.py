@@ -52,8 +52,8 @@ def histogram(fake_logits: Logits, real_logits: Logits) -> Histogram:
     return Histogram(min_share=float(p.min()), max_share=float(p.max()), jsd=jsd)
 
 
-def accuracy(logits: Logits, class_idx: ClassIdx) -> float:
-    """Share of images [N, K] in which the class [N] is found that they are to show."""
+def accuracy(logits: Logits, class_idx: ClassIdx | int) -> float:
+    """Share of images [N, K] in which the class [N] is found that they are to show, or one class in all."""
     return float(np.mean(logits.argmax(axis=1) == class_idx))
 
 

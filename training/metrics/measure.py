@@ -185,7 +185,7 @@ def with_reals(figures: Iterable[Figure], of_reals: Iterable[Figure]) -> tuple[F
     )
 
 
-def class_accuracy(
+def class_accuracies(
     reals: Reference,
     class_idx_of_reals: ClassIdx,
     fakes: Images,
@@ -193,20 +193,36 @@ def class_accuracy(
     *,
     truncation_psi: float = 1.0,
     sampler: str = "plain",
-) -> Figure:
+) -> tuple[Figure, Figure]:
     """The share of fakes [M, H, W, C] in which the extractor of `reals` finds the class [M] asked for.
 
-    `of_reals` is its share of the reals [N, H, W, C] with their labels [N]. A judge should be another
-    classifier than the one by whose features the generator was chosen. Raises InvalidValue for an extractor
-    that is no classifier.
+    First `class_accuracy`, of all of them; then `class_accuracy_K`, of those of the class K for which it is
+    lowest. `of_reals` is the same share of the reals [N, H, W, C] with their labels [N]. A judge should be
+    another classifier than the one by whose features the generator was chosen. Raises InvalidValue for an
+    extractor that is no classifier.
     """
     _check_images(reals.images, fakes)
     protocol = reals.protocol(len(fakes), truncation_psi=truncation_psi, sampler=sampler)
-    return Figure(
-        name="class_accuracy",
-        value=accuracy(_logits(reals.extractor.answers(fakes), reals.extractor), class_idx),
-        protocol=protocol,
-        of_reals=accuracy(_logits(reals.answers, reals.extractor), class_idx_of_reals),
+    logits = _logits(reals.extractor.answers(fakes), reals.extractor)
+    logits_of_reals = _logits(reals.answers, reals.extractor)
+    of_each = {
+        int(k): accuracy(logits[class_idx == k], class_idx[class_idx == k]) for k in np.unique(class_idx)
+    }
+    weakest = min(of_each, key=of_each.__getitem__)
+    of_weakest = class_idx_of_reals == weakest
+    return (
+        Figure(
+            name="class_accuracy",
+            value=accuracy(logits, class_idx),
+            protocol=protocol,
+            of_reals=accuracy(logits_of_reals, class_idx_of_reals),
+        ),
+        Figure(
+            name=f"class_accuracy_{weakest}",
+            value=of_each[weakest],
+            protocol=protocol,
+            of_reals=accuracy(logits_of_reals[of_weakest], weakest) if of_weakest.any() else None,
+        ),
     )
 
 

@@ -22,7 +22,7 @@ from training.metrics.measure import (
     SET_FIGURES,
     Reference,
     check_figures,
-    class_accuracy,
+    class_accuracies,
     draw,
     measure,
     training_distance,
@@ -99,7 +99,7 @@ class Yardstick:
         asked_for, labels = fakes.class_idx, self._labels
         if "class_accuracy" in names and self._judged and labels is not None and asked_for is not None:
             pair = fakes.images, asked_for
-            taken.append(class_accuracy(self._judged, labels, *pair, truncation_psi=psi, sampler=sampler))
+            taken += class_accuracies(self._judged, labels, *pair, truncation_psi=psi, sampler=sampler)
         if "training_distance" in names:
             taken.append(training_distance(self._training, fakes.images, truncation_psi=psi, sampler=sampler))
         if asked is not None:

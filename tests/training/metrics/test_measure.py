@@ -14,7 +14,7 @@ from training.data import Dataset
 from training.metrics import (
     Figure,
     Reference,
-    class_accuracy,
+    class_accuracies,
     draw,
     measure,
     training_distance,
@@ -152,17 +152,21 @@ def test_what_real_images_get_stands_beside_each_figure_of_the_same_protocol() -
     assert of_fewer.of_reals is None
 
 
-def test_class_accuracy_is_of_the_classes_asked_for_beside_the_judges_own() -> None:
+def test_class_accuracy_is_of_the_classes_asked_for_and_of_the_weakest_beside_the_judges_own() -> None:
     reals = reference(toy_dataset())
     _, labels = draw(toy_dataset(), 200, seed=0)
     fakes, class_idx = draw(toy_dataset(), 100, seed=1)
-    asked = np.where(np.arange(100) < 25, 1 - class_idx, class_idx)  # a quarter shows the other class
+    asked = np.where(np.arange(100) < 25, 0, class_idx)  # some that show the class 1
+    ones = int(class_idx[:25].sum())
 
-    found = class_accuracy(reals, labels, fakes, asked)
+    found, weakest = class_accuracies(reals, labels, fakes, asked)
 
-    assert (found.value, found.of_reals) == (0.75, 1.0)
+    assert (found.value, found.of_reals) == (1 - ones / 100, 1.0)
+    assert (weakest.name, weakest.of_reals) == ("class_accuracy_0", 1.0)
+    assert weakest.value == pytest.approx(1 - ones / (asked == 0).sum())
+    no_classifier = reference(toy_dataset(), extractor=Halves(is_classifier=False))
     with pytest.raises(InvalidValue, match="must be a classifier for class_accuracy, halves has no output"):
-        class_accuracy(reference(toy_dataset(), extractor=Halves(is_classifier=False)), labels, fakes, asked)
+        class_accuracies(no_classifier, labels, fakes, asked)
 
 
 def test_a_generator_that_copies_is_far_nearer_to_training_than_training_images_are() -> None:
