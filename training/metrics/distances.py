@@ -88,15 +88,16 @@ def kernel_distance(reals: Features, fakes: Features, seed: int) -> float:
 
 
 def standardised(reals: Features, fakes: Features) -> tuple[Floats, Floats]:
-    """Both sets on the scale on which each feature of `reals` has mean 0 and variance 1.
+    """Both sets moved and scaled so that `reals` have mean 0, and variance 1 on average over the features.
 
-    Of raw ReLU features a few large ones would decide a polynomial kernel alone. A feature that is constant
-    over the reals is only moved.
+    The kernel adds 1 to a product, so it means nothing on features of any scale, as raw ReLU features are.
+    The scale is one for all: on a scale of its own a feature that fires in a few images would decide the
+    cubes (of 10,000 Fashion-MNIST images each, real ones then came out further from reals than fakes did).
     """
     values = reals.astype(np.float64)
-    mean, deviation = values.mean(axis=0), values.std(axis=0)
-    deviation[deviation == 0] = 1
-    return (values - mean) / deviation, (fakes.astype(np.float64) - mean) / deviation
+    mean, scale = values.mean(axis=0), float(np.sqrt(values.var(axis=0).mean()))
+    scale = scale or 1.0  # reals that are all alike
+    return (values - mean) / scale, (fakes.astype(np.float64) - mean) / scale
 
 
 def _mmd2(x: Floats, y: Floats) -> float:
