@@ -122,6 +122,8 @@ class _Routes:
         if wanted.sign and signer is None:
             raise InvalidField("sign must be left out: this server has no sign_cert_file, got true")
         rows = _rows_of(wanted, sampler)
+        if wanted.needs_discriminator:
+            rows = self._judged(rows, wanted, sampler)
         fmt = None if wanted.format == "npy" else wanted.format
         ticket = await self._serving.make(
             sampler, rows, fmt, "samples", connection_of(request.scope), wanted.timeout_ms, wanted.priority
@@ -135,11 +137,18 @@ class _Routes:
         if _is_single(wanted):
             data = images[0]
         else:
-            data = await self._serving.finish(ticket, partial(_pack, ticket.rows, images, wanted, sampler))
+            data = await self._serving.finish(ticket, partial(_pack, ticket, images, wanted, sampler))
         response = _answer(request, sampler, data, media_type, ticket)
         if wanted.sign:
             response.headers["Cache-Control"] = "no-store"  # another signature each time
         return response
+
+    def _judged(self, rows: Rows, wanted: SampleRequest | ImageQuery, sampler: ModelSampler) -> Rows:
+        """`rows` for the model's discriminator. Raises InvalidValue, and TooLarge for too many proposals."""
+        manifest = sampler.artifact.manifest
+        judged = rows.judged(manifest, wanted.sampler, wanted.proposals, wanted.realness)
+        self._serving.check_rows(len(judged), judged.proposals)
+        return judged
 
     async def image(self, request: Request, model: str, file: str) -> Response:
         name, at, digits = model.partition("@")
@@ -149,6 +158,8 @@ class _Routes:
         seed, fmt = _parse_image_file(file)
         query = parse_query(ImageQuery, request.query_params)
         rows = Rows.of_seeds(sampler.artifact.manifest, [seed], query.class_idx, query.truncation_psi)
+        if query.needs_discriminator:
+            rows = self._judged(rows, query, sampler)
         digest = sampler.artifact.digest[:DIGEST_DIGITS]
         if not at:
             where = f"/v1/models/{name}@{digest}/{file}" + (
@@ -166,6 +177,7 @@ class _Routes:
             class_idx=int(rows.class_idx[0]) if sampler.artifact.manifest.num_classes else None,
             truncation_psi=float(rows.truncation_psi[0]),
             fmt=fmt,
+            proposals=rows.proposals,
         )
         headers = {"ETag": address.etag(rendering.render_id), "Cache-Control": self._immutable}
         if matches(request, headers["ETag"]):
@@ -210,7 +222,7 @@ class _Routes:
 
     def _describe(self, sampler: ModelSampler) -> dict[str, Any]:
         manifest, settings = sampler.artifact.manifest, self._serving.settings
-        device = sampler.line.device
+        device, calibration = sampler.line.device, manifest.calibration
         return {
             "name": manifest.name,
             "version": manifest.version,
@@ -223,6 +235,8 @@ class _Routes:
             "class_names": list(manifest.class_names),
             "prior": manifest.prior,
             "truncation": manifest.truncation,
+            "samplers": ["plain", "mh"] if calibration is not None and calibration.mh else ["plain"],
+            "discriminator": None if calibration is None else dict(manifest.sampler or {}),
             "licence": manifest.licence,
             "provider": device and device.provider,
             "render_id": sampler.rendering and sampler.rendering.render_id,
@@ -316,9 +330,9 @@ class _ImageResponse(Response):
         ]
 
 
-def _pack(rows: Rows, files: list[bytes], wanted: SampleRequest, sampler: ModelSampler) -> bytes:
+def _pack(ticket: Ticket, files: list[bytes], wanted: SampleRequest, sampler: ModelSampler) -> bytes:
     assert sampler.rendering is not None  # it made the images
-    images = named_images(sampler.artifact.manifest, rows, files)
+    images = named_images(sampler.artifact.manifest, ticket.rows, files, ticket.realness)
     return pack(wanted.container or "zip", images, wanted.format, sampler.rendering)
 
 
@@ -335,6 +349,9 @@ def _answer(
         seeds = seeds_text(rows.seeds.tolist())
         if len(seeds) <= _MAX_SEEDS_HEADER_BYTES:
             headers.append((b"x-seeds", seeds.encode()))
+    if rows.judging is not None and rows.judging.realness and len(rows) == 1:
+        assert ticket.realness is not None
+        headers.append((b"x-realness", b"%.4f" % ticket.realness[0]))
     return _ImageResponse(data, media_type, headers)
 
 

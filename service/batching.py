@@ -37,30 +37,35 @@ class RowQueue(Generic[T]):
         self._ring: deque[T] = deque()
         self._next_row: dict[T, int] = {}
         self._total_rows: dict[T, int] = {}
+        self._weights: dict[T, int] = {}  # of the requests whose rows weigh more than 1
         self.rows = 0
-        """Rows that wait, over all requests."""
+        """Rows that wait, over all requests; one of weight K counts as K."""
 
-    def add(self, request: T, rows: int) -> None:
-        """Let `rows` rows of `request` wait. A request waits once at a time."""
+    def add(self, request: T, rows: int, weight: int = 1) -> None:
+        """Let `rows` rows of `request` wait, each counting as `weight`. A request waits once at a time."""
         assert rows > 0
         assert request not in self._total_rows
         self._ring.append(request)
         self._next_row[request] = 0
         self._total_rows[request] = rows
-        self.rows += rows
+        self.rows += rows * weight
+        if weight > 1:
+            self._weights[request] = weight
 
     def discard(self, request: T) -> int:
         """Forget the rows of `request` that were not taken yet; return how many."""
         if request not in self._total_rows:
             return 0
         rows = self._total_rows[request] - self._next_row[request]
+        self.rows -= rows * self._weights.get(request, 1)
         self._forget(request)
         self._ring.remove(request)
-        self.rows -= rows
         return rows
 
     def take(self, max_rows: int) -> list[Segment[T]]:
         """Take up to `max_rows` rows: equal shares over the requests that wait, one segment a request."""
+        if self._weights:
+            return self._take_weighed(max_rows)
         room = min(max_rows, self.rows)
         self.rows -= room
         first_row: dict[T, int] = {}
@@ -81,8 +86,37 @@ class RowQueue(Generic[T]):
                     self._ring.append(request)
         return [Segment(request, first_row[request], stop) for request, stop in next_row.items()]
 
+    def _take_weighed(self, max_rows: int) -> list[Segment[T]]:
+        """The same by weight. A row that is heavier than `max_rows` is taken, alone, when its turn comes."""
+        room, taken = max_rows, dict[T, tuple[int, int]]()
+        passed_over: list[T] = []  # too heavy for what room is left: they are first in the next microbatch
+        while room > 0 and self._ring:
+            share = max(1, room // len(self._ring))
+            for _ in range(len(self._ring)):
+                request = self._ring.popleft()
+                weight = self._weights.get(request, 1)
+                if weight > room and (taken or room < max_rows):
+                    passed_over.append(request)
+                    continue
+                start, total = self._next_row[request], self._total_rows[request]
+                stop = min(start + max(1, min(share, room) // weight), total)
+                taken[request] = taken.get(request, (start, start))[0], stop
+                room -= (stop - start) * weight
+                self.rows -= (stop - start) * weight
+                if stop == total:
+                    self._forget(request)
+                else:
+                    self._next_row[request] = stop
+                    self._ring.append(request)
+                if room <= 0:
+                    break
+        self._ring.extendleft(reversed(passed_over))
+        return [Segment(request, start, stop) for request, (start, stop) in taken.items()]
+
     def _forget(self, request: T) -> None:
         del self._next_row[request], self._total_rows[request]
+        if self._weights:
+            self._weights.pop(request, None)
 
 
 class PriorityRowQueue(Generic[T]):
@@ -99,12 +133,12 @@ class PriorityRowQueue(Generic[T]):
 
     @property
     def rows(self) -> int:
-        """Rows that wait, over all requests."""
+        """Rows that wait, over all requests; one of weight K counts as K."""
         return self._interactive.rows + self._batch.rows
 
-    def add(self, request: T, rows: int, priority: Priority = "interactive") -> None:
-        """Let `rows` rows of `request` wait. A request waits once at a time."""
-        (self._batch if priority == "batch" else self._interactive).add(request, rows)
+    def add(self, request: T, rows: int, priority: Priority = "interactive", weight: int = 1) -> None:
+        """Let `rows` rows of `request` wait, each counting as `weight`. A request waits once at a time."""
+        (self._batch if priority == "batch" else self._interactive).add(request, rows, weight)
 
     def discard(self, request: T) -> int:
         """Forget the rows of `request` that were not taken yet; return how many."""
@@ -114,12 +148,13 @@ class PriorityRowQueue(Generic[T]):
         """Take up to `max_rows` rows, one segment a request."""
         if not self._batch.rows:
             return self._interactive.take(max_rows)
+        waiting = self.rows
         if self._passed_over + 1 >= BATCH_TURN:
             batch = self._batch.take(max_rows)
-            interactive = self._interactive.take(max_rows - sum(map(len, batch)))
+            interactive = self._interactive.take(max(0, max_rows - (waiting - self.rows)))
         else:
             interactive = self._interactive.take(max_rows)
-            batch = self._batch.take(max_rows - sum(map(len, interactive)))
+            batch = self._batch.take(max(0, max_rows - (waiting - self.rows)))
         self._passed_over = 0 if batch else self._passed_over + 1
         return interactive + batch
 

@@ -18,12 +18,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from models.manifest import Manifest
 from service.batching import bucket_of
 from service.errors import DeviceLost, StartError
 
 Values = Mapping[str, npt.NDArray[Any]]
 """The graph's inputs by name, one row each."""
+
+Tensors = Mapping[str, tuple[str, list[int]]]
+"""Inputs or outputs by name, as a manifest has them: (type as ONNX Runtime writes it, sizes a row)."""
 
 _DEVICE: Final = ThreadPoolExecutor(1, thread_name_prefix="device")
 _GRAPH_ID: Final = "gpu_graph_id"  # ONNX Runtime's run option: which graph to capture, then to replay
@@ -38,7 +40,8 @@ class Buckets:
     def __init__(
         self,
         session: Any,
-        manifest: Manifest,
+        inputs: Tensors,
+        outputs: Tensors,
         sizes: Sequence[int],
         device: str,
         device_id: int = 0,
@@ -46,18 +49,19 @@ class Buckets:
     ) -> None:
         """Have buffers for `sizes`, ascending, on ONNX Runtime's `device`; `graphs`: capture and replay.
 
-        `session` is an ONNX Runtime session whose tensors are those of `manifest`.
+        `session` is an ONNX Runtime session with these `inputs` and this one of `outputs`.
         """
         self.sizes = tuple(sizes)
         self._session = session
         self._graphs = graphs
         self._bound = {
-            size: _DEVICE.submit(_Bound, session, manifest, size, device, device_id).result()
+            size: _DEVICE.submit(_Bound, session, inputs, outputs, size, device, device_id).result()
             for size in sizes
         }
 
-    def run(self, values: Values) -> npt.NDArray[np.uint8]:
-        """The images [N, H, W, C] of `values`, N rows, in runs of at most the largest bucket.
+    def run(self, values: Values) -> npt.NDArray[Any]:
+        """What the session gives for `values`, N rows: images [N, H, W, C], or D's logits [N]. In runs of at
+        most the largest bucket.
 
         Raises what ONNX Runtime raises, and DeviceLost where the device runs nothing any more.
         """
@@ -97,7 +101,7 @@ class Buckets:
             for size in left_out:
                 del self._bound[size]
 
-    def _each(self, size: int, values: Values, graph: bool = True) -> npt.NDArray[np.uint8]:
+    def _each(self, size: int, values: Values, graph: bool = True) -> npt.NDArray[Any]:
         """All rows of `values`, `size` at a time; between two runs another session's have their turn."""
         return np.concatenate(
             [
@@ -106,7 +110,7 @@ class Buckets:
             ]
         )
 
-    def _run(self, values: Values) -> npt.NDArray[np.uint8]:
+    def _run(self, values: Values) -> npt.NDArray[Any]:
         try:
             return self._run_in(bucket_of(_rows(values), self.sizes), values)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
@@ -114,7 +118,7 @@ class Buckets:
                 raise DeviceLost(f"the device runs nothing any more: {error}") from error
             raise
 
-    def _run_in(self, size: int, values: Values, graph: bool = True) -> npt.NDArray[np.uint8]:
+    def _run_in(self, size: int, values: Values, graph: bool = True) -> npt.NDArray[Any]:
         return self._bound[size].run(values, size if graph and self._graphs else _NO_GRAPH)
 
     def _is_lost(self) -> bool:
@@ -130,7 +134,9 @@ class Buckets:
 class _Bound:
     """One bucket: buffers at fixed addresses, on the device and on this side. Used in one thread only."""
 
-    def __init__(self, session: Any, manifest: Manifest, size: int, device: str, device_id: int) -> None:
+    def __init__(
+        self, session: Any, inputs: Tensors, outputs: Tensors, size: int, device: str, device_id: int
+    ) -> None:
         from onnxruntime import OrtValue
 
         def buffer(shape: list[int], dtype: type[np.generic]) -> Any:
@@ -139,12 +145,12 @@ class _Bound:
         self._session = session
         self._binding = session.io_binding()
         self._inputs: dict[str, tuple[npt.NDArray[Any], Any]] = {}
-        for name, (kind, sizes) in manifest.graph_inputs.items():
+        for name, (kind, sizes) in inputs.items():
             shape, dtype = [size, *sizes], _DTYPES[kind]
             there = buffer(shape, dtype)
             self._inputs[name] = np.zeros(shape, dtype), there
             self._binding.bind_ortvalue_input(name, there)
-        ((name, (kind, sizes)),) = manifest.graph_outputs.items()
+        ((name, (kind, sizes)),) = outputs.items()
         self._output = buffer([size, *sizes], _DTYPES[kind])
         self._binding.bind_ortvalue_output(name, self._output)
         self._on_cpu = device == "cpu"
@@ -153,8 +159,8 @@ class _Bound:
         """Rows that every generator takes."""
         return {name: np.zeros_like(here) for name, (here, _) in self._inputs.items()}
 
-    def run(self, values: Values, graph_id: int) -> npt.NDArray[np.uint8]:
-        """The images of `values`, at most as many rows as this bucket has; the last row fills it up."""
+    def run(self, values: Values, graph_id: int) -> npt.NDArray[Any]:
+        """The output of `values`, at most as many rows as this bucket has; the last row fills it up."""
         from onnxruntime import RunOptions
 
         rows = _rows(values)
@@ -169,8 +175,8 @@ class _Bound:
         self._binding.synchronize_inputs()  # a replay's stream does not wait for copies
         self._session.run_with_iobinding(self._binding, options)
         self._binding.synchronize_outputs()
-        images: npt.NDArray[np.uint8] = self._output.numpy()[:rows]
-        return images.copy() if self._on_cpu else images  # on the CPU `numpy` gives the buffer itself
+        output: npt.NDArray[Any] = self._output.numpy()[:rows]
+        return output.copy() if self._on_cpu else output  # on the CPU `numpy` gives the buffer itself
 
 
 _DTYPES: Final[Mapping[str, type[np.generic]]] = {

@@ -8,7 +8,7 @@ is left behind) and guarded twice: the peer must run as our user and show the se
     API -> worker   load     {"load": line, "address", "digest", "rows", "slots"} + the memory's descriptor
     worker -> API   loaded   {"loaded": line, "provider", "runtime", "golden_difference"}
                              or {"refused": line, "error"}
-    API -> worker   run      {"run": id, "line", "slot", "rows"}
+    API -> worker   run      {"run": id, "line", "slot", "rows"}, and {"judged": images to make} for D
     worker -> API   done     {"done": id, "device_s", "started": monotonic}   or {"failed": id, "error"}
     API -> worker   drop     {"drop": line}
     API -> worker   ping     {"ping": 0}: is it alive?

@@ -67,6 +67,7 @@ def _manifest(
                 "seed": image.seed,
                 "class_idx": image.class_idx,
                 "truncation_psi": float(psi_text(image.truncation_psi)),
+                **image.judged,
                 "sha256": hashlib.sha256(image.data).hexdigest(),
             }
             for name, image in zip(names, images, strict=True)
@@ -97,6 +98,7 @@ def _pack_json(images: Sequence[EncodedImage], fmt: Format, manifest: dict[str, 
         {
             "seed": image.seed,
             "class_idx": image.class_idx,
+            **image.judged,
             "media_type": MEDIA_TYPES[fmt],
             "data": base64.b64encode(image.data).decode("ascii"),
         }

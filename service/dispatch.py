@@ -153,7 +153,7 @@ class Dispatcher:
         for line in self._lines:
             rows += line.queue.rows
         for batch in self._replays:
-            rows += batch.rows
+            rows += batch.weight
         return rows
 
     # -- requests ---------------------------------------------------------------------------------
@@ -169,6 +169,9 @@ class Dispatcher:
                 f"max_pixel_bytes is {max_bytes} bytes of pixels a request, "
                 f"got {rows * line.layout.pixel_bytes} in {rows} images"
             )
+        judging = ticket.rows.judging
+        proposals = 1 if judging is None else judging.proposals
+        rows *= proposals  # each counts as one
         if line.device is None:
             raise Unavailable(f"model {self.name} is loading", retry_after_s=1)
         if line not in self._lines:
@@ -180,7 +183,7 @@ class Dispatcher:
                 f"{queued_rows}; {rows} more do not fit",
                 retry_after_s=self._seconds_of(queued_rows),
             )
-        line.queue.add(ticket, rows, ticket.priority)
+        line.queue.add(ticket, len(ticket.rows), ticket.priority, proposals)
         self._pump()
 
     def lingers(self, line: Line) -> bool:
@@ -330,9 +333,9 @@ class Dispatcher:
         metrics = self._metrics
         metrics.device_seconds.labels(self.name).observe(device_s)
         metrics.worker_busy_seconds.labels(self.name).inc(busy_s)
-        metrics.batch_rows.labels(self.name).observe(batch.rows)
+        metrics.batch_rows.labels(self.name).observe(batch.weight)
         metrics.batches.labels(self.name, bucket).inc()
-        metrics.padding_rows.labels(self.name).inc(bucket - batch.rows)
+        metrics.padding_rows.labels(self.name).inc(bucket - batch.weight)
         batch.line.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
         for segment in batch.segments:
             timing = segment.request.timing
@@ -436,7 +439,7 @@ class Dispatcher:
         if row_s is None:  # nothing is known yet of what a row costs
             limit_s = max(settings.load_timeout_s, settings.worker_timeout_s)
         else:
-            limit_s = settings.worker_timeout_s + _SLOW_FACTOR * batch.line.size.seconds(batch.rows)
+            limit_s = settings.worker_timeout_s + _SLOW_FACTOR * batch.line.size.seconds(batch.weight)
         if now - worker.busy_since <= limit_s:
             return None
         return f"a microbatch of {batch.rows} rows is not finished after {limit_s:.1f} s"
@@ -561,7 +564,7 @@ class Dispatcher:
     def _ends_soon(self, worker: Worker) -> bool:
         """True if `worker` will need its next microbatch now; else it is asked again when it will."""
         batch, _ = next(iter(worker.running.values()))
-        early_s = worker.busy_since + batch.line.size.seconds(batch.rows) - _FORM_AHEAD_S - time.monotonic()
+        early_s = worker.busy_since + batch.line.size.seconds(batch.weight) - _FORM_AHEAD_S - time.monotonic()
         if early_s <= 0:
             return True
         if worker.alarm is None:
@@ -584,6 +587,8 @@ class Dispatcher:
         worker.running[self._next_run] = batch, slot_index
         worker.last_run = self._next_run
         order = {"run": self._next_run, "line": batch.line.number, "slot": slot_index, "rows": batch.rows}
+        if batch.judged:
+            order["judged"] = batch.weight
         try:
             worker.channel.send(order)
         except OSError:  # never for a full buffer: a few packets of some hundred bytes are out at most

@@ -15,7 +15,8 @@ import hashlib
 import io
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, Literal
 
@@ -158,6 +159,8 @@ class EncodedImage:
     class_idx: int | None
     truncation_psi: float
     data: bytes
+    judged: Mapping[str, Any] = field(default_factory=dict)
+    """How it was chosen, and how real it is, where a discriminator had to do with it."""
 
 
 def _xmp(mark: bytes | None) -> dict[str, Any]:

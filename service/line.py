@@ -44,6 +44,8 @@ class Line:
         """Names it to workers."""
         self.artifact = artifact
         self.deliver = deliver
+        self.judges = artifact.manifest.calibration is not None
+        """Whether rows may ask for more than a plain image."""
         max_rows = settings.microbatch_rows
         self.layout = SlotLayout.of(artifact.manifest, max_rows)
         self.queue: PriorityRowQueue[Ticket] = PriorityRowQueue()

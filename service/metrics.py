@@ -29,6 +29,7 @@ from service.ticket import Ticket
 
 # A forward pass takes 1-50 ms; the client library's first bucket, 5 ms, would hide it.
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 120.0)
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -131,6 +132,9 @@ class Metrics:
         self.device_seconds = histogram("device_seconds", "Device time of one microbatch.", "model")
         self.encode_seconds = histogram("encode_seconds", "Encoding time of one request's images.", "format")
         self.images = counter("images_total", "Images made for an answer.", "model", "source")
+        self.realness = histogram(
+            "realness", "How probably an image is a real one, where D judged it.", "model", buckets=_SHARES
+        )
         self.batch_rows = histogram("batch_rows", "Rows of one microbatch.", "model", buckets=_ROWS)
         self.batches = counter("batches_total", "Microbatches run.", "model", "bucket")
         self.padding_rows = counter("padding_rows_total", "Rows run to fill a bucket.", "model")
@@ -177,6 +181,10 @@ class Metrics:
         """Count the images of one finished request, and where its time went."""
         self.images.labels(model, source).inc(len(ticket.rows))
         self.queue_seconds.labels(model).observe(ticket.timing.queue_s)
+        if ticket.realness is not None:
+            series = self.realness.labels(model)
+            for value in ticket.realness.tolist():
+                series.observe(value)
         if ticket.fmt is not None:
             self.encode_seconds.labels(ticket.fmt).observe(ticket.timing.encode_s)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from service.batching import Segment
 from service.encoding import Format
 from service.line import Line
@@ -28,6 +30,10 @@ class Microbatch:
     """What writing it for the worker took, the last time."""
 
     rows: int = field(init=False)
+    weight: int = field(init=False)
+    """Images that it takes to make: each proposal counts."""
+    judged: bool = field(init=False, default=False)
+    """D has something to do."""
 
     def __post_init__(self) -> None:
         self.keep(self.segments)
@@ -35,7 +41,10 @@ class Microbatch:
     def keep(self, segments: Sequence[Segment[Ticket]]) -> None:
         """Hold no more than `segments`."""
         self.segments = segments
-        self.rows = sum(len(segment) for segment in segments)
+        self.rows = self.weight = sum(len(segment) for segment in segments)
+        if self.line.judges:
+            self.weight = sum(len(segment) * segment.request.rows.proposals for segment in segments)
+            self.judged = any(segment.request.rows.judging is not None for segment in segments)
 
     def write(self, slot: Slot, codes: Mapping[Format | None, int]) -> None:
         """Write the rows where a worker reads them; `codes` says what it makes of each format."""
@@ -50,9 +59,19 @@ class Microbatch:
             if rows.latents is not None:
                 slot.latents[there] = rows.latents[here]
             row += len(segment)
+        if self.judged:
+            slot.proposals[: self.rows] = np.repeat(
+                [
+                    0 if one.request.rows.judging is None else one.request.rows.proposals
+                    for one in self.segments
+                ],
+                [len(one) for one in self.segments],
+            )
 
     def take(self, slot: Slot) -> list[Portion]:
         """What a worker made of the rows, copied out of its slot: files where it wrote files, else pixels."""
+        if self.judged:
+            self._take_realness(slot)
         file_bytes, encode_s = slot.file_bytes[: self.rows].tolist(), slot.encode_s[: self.rows].tolist()
         row, portions = 0, []
         for segment in self.segments:
@@ -69,6 +88,14 @@ class Microbatch:
                 else:
                     portions.append(Portion(segment.request, first + offset, slot.images[first:row].copy()))
         return portions
+
+    def _take_realness(self, slot: Slot) -> None:
+        row = 0
+        for segment in self.segments:
+            if segment.request.realness is not None:
+                there = slot.realness[row : row + len(segment)]
+                segment.request.realness[segment.start : segment.stop] = there
+            row += len(segment)
 
     def apart(self) -> list[Microbatch]:
         """The same rows, each alone."""

@@ -49,6 +49,10 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "description": 'range text, "0-15"; left out above 1 kB',
         "schema": {"type": "string"},
     },
+    "X-Realness": {
+        "description": "of one image, where `realness` is asked for: how probably it is a real one",
+        "schema": {"type": "number", "minimum": 0, "maximum": 1},
+    },
     "Server-Timing": {"description": "queue, device and encode, in ms", "schema": {"type": "string"}},
     "ETag": {"description": "strong; the same for the same bytes", "schema": {"type": "string"}},
     "Cache-Control": {"schema": {"type": "string"}},
@@ -187,6 +191,8 @@ _MODEL: Final = _object(
     class_names=_list(_TEXT),
     prior=_TEXT,
     truncation=_TEXT,
+    samplers=_list({"type": "string", "enum": ["plain", "mh"]}),
+    discriminator={"type": ["object", "null"]},
     licence=_TEXT,
     provider={"type": ["string", "null"]},
     render_id={"type": ["string", "null"]},
@@ -205,7 +211,7 @@ SAMPLES_DOC: Final = {
             **_binary("png", "jpg", "webp", "npy", "zip", "tar"),
             **_json({"type": "object", "required": ["images"]}),
         },
-        headers=_MADE,
+        headers=(*_MADE, "X-Realness"),
     ),
     "openapi_extra": {
         "requestBody": {
@@ -234,7 +240,7 @@ IMAGE_DOC: Final = {
         "One image: MODEL@DIGEST12/SEED.png never changes, MODEL/SEED.png redirects to it",
         *(304, 307, 404, 406, 409, 422, 429, 500, 503, 504),
         answers=_binary("png", "jpg", "webp", "npy"),
-        headers=(*_MADE, "ETag", "Cache-Control"),
+        headers=(*_MADE, "X-Realness", "ETag", "Cache-Control"),
     ),
     "openapi_extra": {"parameters": _query_parameters(ImageQuery)},
 }

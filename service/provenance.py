@@ -88,20 +88,27 @@ class Rendering:
         seed: int | None,
         class_idx: int,
         truncation_psi: float,
+        proposals: int = 1,
     ) -> bytes:
         """One image [H, W, C] uint8 as a marked file; `class_idx` counts where the model has classes."""
-        mark = self.mark(seed, class_idx if self._has_classes else None, truncation_psi)
+        mark = self.mark(seed, class_idx if self._has_classes else None, truncation_psi, proposals)
         return encode_image(pixels, fmt, mark)
 
-    def mark(self, seed: int | None, class_idx: int | None, truncation_psi: float) -> bytes | None:
-        """The XMP packet of one image; None where marks are off. `seed` None: its latents were given."""
+    def mark(
+        self, seed: int | None, class_idx: int | None, truncation_psi: float, proposals: int = 1
+    ) -> bytes | None:
+        """The XMP packet of one image; None where marks are off.
+
+        `seed` None: its latents were given. More than one of `proposals`: it was chosen from them by MH.
+        """
         if not self.marks:
             return None
-        return b'%b%b%b ganserve:truncationPsi="%b"%b' % (
+        return b'%b%b%b ganserve:truncationPsi="%b"%b%b' % (
             self._head,
             b"" if seed is None else b' ganserve:seed="%d"' % seed,
             b"" if class_idx is None else b' ganserve:classIdx="%d"' % class_idx,
             psi_text(truncation_psi).encode(),
+            b"" if proposals <= 1 else b' ganserve:sampler="mh" ganserve:proposals="%d"' % proposals,
             self._tail,
         )
 
@@ -147,6 +154,8 @@ class Mark:
     """None where latents were given, and for a walk."""
     class_idx: int | None
     truncation_psi: float
+    proposals: int
+    """Images that it was chosen from by MH; 1: it is the plain one."""
     walk: WalkMark | None
 
 
@@ -179,6 +188,7 @@ def read_mark(data: bytes) -> Mark | None:
         seed=_number(said, "seed", 0, MAX_SEED) if "seed" in said else None,
         class_idx=_number(said, "classIdx", 0, 999_999) if "classIdx" in said else None,
         truncation_psi=_psi(said),
+        proposals=_number(said, "proposals", 2, 1_024) if said.get("sampler") == "mh" else 1,
         walk=walk,
     )
 
@@ -219,6 +229,8 @@ class ImageAddress:
     class_idx: int | None
     truncation_psi: float
     fmt: Format
+    proposals: int = 1
+    """Images that it is chosen from by MH; 1: it is the plain one."""
 
     def etag(self, render: str) -> str:
         """A strong ETag, known before any device work."""
@@ -230,4 +242,6 @@ class ImageAddress:
             "seed": self.seed,
             "truncation_psi": self.truncation_psi,
         }
+        if self.proposals > 1:
+            facts["mh_proposals"] = self.proposals
         return f'"{hashlib.sha256(canonical_json(facts)).hexdigest()[:32]}"'

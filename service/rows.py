@@ -7,12 +7,13 @@ seed with its parameters means the same image in both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from models.calibration import Sampler, check_realness, resolve_proposals
 from models.errors import InvalidValue, show
 from models.manifest import Manifest
 from models.sampling import (
@@ -27,6 +28,16 @@ from service.slots import LATENTS_GIVEN
 MAX_WALK_FRAMES: Final = 240
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What D does for rows that are not plain."""
+
+    proposals: int = 1
+    """Images that each row's is chosen from, by MH; 1: it is the plain one."""
+    realness: bool = False
+    """Whether the caller is told how real each image is."""
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """N rows to make. Compared by identity: two requests for the same image stay two."""
@@ -39,6 +50,8 @@ class Rows:
     """[N]; zeros for an unconditional model."""
     truncation_psi: npt.NDArray[np.float32]
     """[N]; ones for a model without truncation."""
+    judging: Judging | None = None
+    """None: D has nothing to do with these rows."""
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -98,6 +111,53 @@ class Rows:
         return cls.of_latents(
             manifest, slerp(first, last, frames), nearer if manifest.num_classes else None, truncation_psi
         )
+
+    def judged(
+        self,
+        manifest: Manifest,
+        sampler: Sampler | None = None,
+        proposals: int | None = None,
+        realness: bool = False,
+    ) -> Rows:
+        """The same rows, chosen by `sampler` out of `proposals` each, or with their realness told.
+
+        Raises InvalidValue naming the field where the model's discriminator cannot.
+        """
+        calibration, why_none = manifest.calibration, manifest.why_no_calibration
+        count = resolve_proposals(sampler, proposals, calibration, why_none)
+        if sampler == "mh" and self.latents is not None:
+            raise InvalidValue(
+                "sampler must be plain where latents are given: further proposals are a seed's, got 'mh'"
+            )
+        off = np.flatnonzero(self.truncation_psi != 1.0)
+        if sampler == "mh" and len(off):
+            psi = float(self.truncation_psi[off[0]])
+            raise InvalidValue(
+                f"truncation_psi must be 1 where sampler is mh, for which D was calibrated, got {psi:g}"
+            )
+        if realness:
+            check_realness(calibration, "realness", True, why_none)
+        if count == 1 and not realness:  # the plain image, to the last byte
+            return self
+        return replace(self, judging=Judging(proposals=count, realness=realness))
+
+    def judged_facts(self, realness: npt.NDArray[np.float64] | None) -> list[dict[str, Any]]:
+        """What a manifest says of each row beyond seed, class and psi: how it was chosen, and how real it is.
+
+        `realness` [N] is D's; nothing is said of plain rows.
+        """
+        if self.judging is None:
+            return [{}] * len(self)
+        chosen = {"sampler": "mh", "proposals": self.proposals} if self.proposals > 1 else {}
+        if not self.judging.realness:
+            return [chosen] * len(self)
+        assert realness is not None
+        return [{**chosen, "realness": value} for value in realness.tolist()]
+
+    @property
+    def proposals(self) -> int:
+        """Images that a row takes to make."""
+        return 1 if self.judging is None else self.judging.proposals
 
     @classmethod
     def _resolved(

@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
+import numpy as np
+import numpy.typing as npt
+
 from models.manifest import Manifest
 from models.store import Artifact
 from service.batching import Priority
@@ -132,14 +135,25 @@ def encoded_files(rendering: Rendering, portion: Portion) -> list[bytes]:
     assert fmt is not None
     return [
         rendering.encode(
-            pixels, fmt, rows.seed(row), int(rows.class_idx[row]), float(rows.truncation_psi[row])
+            pixels,
+            fmt,
+            rows.seed(row),
+            int(rows.class_idx[row]),
+            float(rows.truncation_psi[row]),
+            rows.proposals,
         )
         for row, pixels in enumerate(portion.images, portion.start)
     ]
 
 
-def named_images(manifest: Manifest, rows: Rows, files: Sequence[bytes]) -> list[EncodedImage]:
-    """Each of `rows` with its file and what names it."""
+def named_images(
+    manifest: Manifest,
+    rows: Rows,
+    files: Sequence[bytes],
+    realness: npt.NDArray[np.float64] | None = None,
+) -> list[EncodedImage]:
+    """Each of `rows` with its file and what names it, and how real it is where that is asked for."""
+    judged = rows.judged_facts(realness)
     return [
         EncodedImage(
             rows.name(row),
@@ -147,6 +161,7 @@ def named_images(manifest: Manifest, rows: Rows, files: Sequence[bytes]) -> list
             int(rows.class_idx[row]) if manifest.num_classes else None,
             float(rows.truncation_psi[row]),
             file,
+            judged[row],
         )
         for row, file in enumerate(files)
     ]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import from_json
 from starlette.datastructures import QueryParams
 
+from models.calibration import Sampler
 from models.errors import show
 from models.manifest import MAX_VERSION
 from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI
@@ -61,6 +62,15 @@ class SampleRequest(_Request):
         None, description="one class for all images or one each; default seed % num_classes"
     )
     truncation_psi: TruncationPsi | None = Field(None, description="1 (default) is off, 0 the average image")
+    sampler: Sampler = Field(
+        "plain", description="mh: each image is chosen by the model's discriminator, where that is offered"
+    )
+    proposals: int | None = Field(
+        None, ge=1, description="with mh: how many images each is chosen from; each counts as a row"
+    )
+    realness: bool = Field(
+        False, description="tell how probably each image is a real one, by the model's discriminator"
+    )
     format: Format = Field("png", description="npy is one uint8 array [n, H, W, C]")
     container: Container | None = Field(
         None, description="of more than one image: zip (default), tar or json, with a manifest"
@@ -88,7 +98,13 @@ class SampleRequest(_Request):
             raise ValueError(f"container must be left out where format is npy, got {show(self.container)}")
         if self.format == "npy" and self.sign:
             raise ValueError("sign must be left out where format is npy, got true")
+        if self.format == "npy" and self.realness and self.row_count > 1:
+            raise ValueError("realness must be left out where format is npy and n is more than 1, got true")
         return self
+
+    @property
+    def needs_discriminator(self) -> bool:
+        return self.realness or self.sampler != "plain" or self.proposals is not None
 
     @property
     def row_count(self) -> int:
@@ -129,6 +145,13 @@ class ImageQuery(_Query):
 
     class_idx: int | None = None
     truncation_psi: TruncationPsi | None = None
+    sampler: Sampler = "plain"
+    proposals: Annotated[int, Field(ge=1)] | None = None
+    realness: bool = False
+
+    @property
+    def needs_discriminator(self) -> bool:
+        return self.realness or self.sampler != "plain" or self.proposals is not None
 
 
 class WalkQuery(_Query):

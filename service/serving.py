@@ -232,11 +232,12 @@ class Serving:
                 f"timeout_ms passed: the images were made, but not packed within {timeout_ms} ms"
             ) from None
 
-    def check_rows(self, rows: int) -> None:
-        """Raise TooLarge for more rows than one request may ask for."""
+    def check_rows(self, rows: int, proposals: int = 1) -> None:
+        """Raise TooLarge for more rows than one request may ask for; each of a row's `proposals` is one."""
         max_rows = self.settings.max_request_rows
-        if rows > max_rows:
-            raise TooLarge(f"max_rows is {max_rows} rows a request, got {rows}")
+        if rows * proposals > max_rows:
+            of = f" × {proposals} proposals" if proposals > 1 else ""
+            raise TooLarge(f"max_rows is {max_rows} rows a request, got {rows}{of}")
 
     async def drain(self) -> float:
         """Return when nothing accepted is left: the seconds left of `drain_s`, 0 if it had to be cut off."""

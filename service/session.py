@@ -1,6 +1,6 @@
-"""One generator on one device: ONNX Runtime, opened and checked.
+"""One generator on one device, and the discriminator beside it: ONNX Runtime, opened and checked.
 
-Owns which runtime is installed, session options and providers, and the border check that the
+Owns which runtime is installed, session options and providers, and the border check that a
 graph is what the manifest says. Refuses to own batching, seeds and encoding. ONNX Runtime is
 imported here only, and only when a session is opened.
 """
@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from models.errors import DamagedArtifact
 from models.golden import Golden
-from models.manifest import GOLDEN_FILE, GRAPH_FILE
+from models.manifest import DISCRIMINATOR_FILE, GOLDEN_FILE, GRAPH_FILE
 from models.sampling import LatentSampler
 from models.store import Artifact
 from service.batching import bucket_of
-from service.buckets import Buckets
+from service.buckets import Buckets, Tensors
 from service.device import Accelerator, DeviceOptions
 from service.errors import StartError
 
@@ -70,7 +70,10 @@ class Session:
 
         def open_(graphs: bool) -> None:
             self._session = None  # its memory first
-            self._session = _open(artifact, accelerator, threads, device_id, options, graphs)
+            tensors = artifact.manifest.graph_inputs, artifact.manifest.graph_outputs
+            self._session = _open(
+                artifact, GRAPH_FILE, tensors, accelerator, threads, device_id, options, graphs
+            )
             if sizes:
                 self._buckets = self._warm_buckets(sizes, _DEVICES[accelerator], device_id, graphs)
 
@@ -85,7 +88,8 @@ class Session:
         latents = LatentSampler(manifest.z_dim, manifest.prior).draw(seeds)
         values = self._inputs(latents, seeds % max(1, manifest.num_classes), np.ones(len(seeds), np.float32))
         try:
-            buckets = Buckets(self._session, manifest, sizes, device, device_id, graphs)
+            tensors = manifest.graph_inputs, manifest.graph_outputs
+            buckets = Buckets(self._session, *tensors, sizes, device, device_id, graphs)
             buckets.warm(values)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
             if graphs:  # a capture that fails can take the process with it when it is cleaned up
@@ -134,6 +138,45 @@ class Session:
         """Replay golden rows (the first `rows`, or all); return the largest grey-level difference."""
         golden = Golden.load(self.artifact.verified_file(GOLDEN_FILE), self.artifact.manifest)
         return golden.largest_difference(self.run, self.artifact.manifest, rows)
+
+
+class DiscriminatorSession:
+    """Runs an artifact's D. `score` is pure, as `Session.run` is. Raises as Session does."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        accelerator: Accelerator = "cpu",
+        threads: int = 1,
+        device_id: int = 0,
+        options: DeviceOptions = _DEFAULT_OPTIONS,
+    ):
+        self.artifact = artifact
+        tensors = artifact.manifest.discriminator_inputs, artifact.manifest.discriminator_outputs
+        self._session = _open(
+            artifact, DISCRIMINATOR_FILE, tensors, accelerator, threads, device_id, options, False
+        )
+        # One size on a GPU: the last bits of a float, unlike a pixel, would differ between two.
+        largest = options.buckets_on(accelerator)[-1:]
+        self._buckets = (
+            Buckets(self._session, *tensors, largest, _DEVICES[accelerator], device_id) if largest else None
+        )
+
+    def score(
+        self, images: npt.NDArray[np.uint8], class_idx: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """images [N, H, W, C] uint8, class_idx [N] -> D's logits [N]."""
+        values: dict[str, npt.NDArray[Any]] = {"images": images, "class_idx": class_idx}
+        values = {name: values[name] for name in self.artifact.manifest.discriminator_inputs}
+        if self._buckets is not None:
+            return self._buckets.run(values)
+        (logits,) = self._session.run(["realness"], values)
+        return logits  # type: ignore[no-any-return]  # ONNX Runtime has no types
+
+    def golden_difference(self, rows: int | None = None) -> float:
+        """Score golden rows (the first `rows`, or all); return the largest difference of their logits."""
+        golden = Golden.load(self.artifact.verified_file(GOLDEN_FILE), self.artifact.manifest)
+        return golden.largest_realness_difference(self.score, rows)
 
 
 def provider_of(accelerator: Accelerator) -> str:
@@ -198,13 +241,16 @@ def _with_graphs_or_without(address: str, open_: Callable[[bool], None]) -> None
 
 def _open(
     artifact: Artifact,
+    file: str,
+    tensors: tuple[Tensors, Tensors],
     accelerator: Accelerator,
     threads: int,
     device_id: int,
     options: DeviceOptions,
     graphs: bool,
 ) -> Any:
-    """ONNX Runtime's session, on the provider that was asked for. Raises DamagedArtifact, StartError."""
+    """ONNX Runtime's session of one graph, with inputs and outputs as in `tensors`, on the provider that was
+    asked for. Raises DamagedArtifact, StartError."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(_FATAL_ONLY)
@@ -221,7 +267,7 @@ def _open(
         settings.use_deterministic_compute = options.deterministic
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         provider = (provider, _cuda_options(device_id, options, graphs))
-    graph = artifact.verified_file(GRAPH_FILE)
+    graph = artifact.verified_file(file)
     try:
         # Its fallback would open the session again on the CPU, and print that it did.
         session = onnxruntime.InferenceSession(str(graph), settings, providers=[provider], enable_fallback=0)
@@ -230,15 +276,15 @@ def _open(
             raise StartError(
                 f"accelerator cuda was asked for, but no session opens on it: {_short(error)}"
             ) from None
-        raise DamagedArtifact(f"{artifact.address}: {GRAPH_FILE} cannot be loaded: {error}") from None
+        raise DamagedArtifact(f"{artifact.address}: {file} cannot be loaded: {error}") from None
     found = session.get_providers()[0]
     if found != _PROVIDERS[accelerator]:
         raise StartError(
             f"accelerator {accelerator} was asked for, but ONNX Runtime runs on {found}: "
             "is there a GPU with its driver, and are the CUDA libraries of the extra 'gpu' installed?"
         )
-    _check_tensors(artifact, "inputs", session.get_inputs(), artifact.manifest.graph_inputs)
-    _check_tensors(artifact, "outputs", session.get_outputs(), artifact.manifest.graph_outputs)
+    _check_tensors(artifact, "inputs", session.get_inputs(), tensors[0])
+    _check_tensors(artifact, "outputs", session.get_outputs(), tensors[1])
     if accelerator == "cuda":
         _check_placement(artifact, session)
     return session
@@ -280,9 +326,7 @@ def _check_placement(artifact: Artifact, session: Any) -> None:
         )
 
 
-def _check_tensors(
-    artifact: Artifact, kind: str, nodes: Any, wanted: dict[str, tuple[str, list[int]]]
-) -> None:
+def _check_tensors(artifact: Artifact, kind: str, nodes: Any, wanted: Tensors) -> None:
     names = [node.name for node in nodes]
     if set(names) != set(wanted):
         raise DamagedArtifact(

@@ -56,6 +56,8 @@ class SlotLayout:
                     np.uint8,
                     (self.rows, self.pixel_bytes * 17 // 16 + _FILE_OVERHEAD_BYTES),
                 ),
+                ("proposals", np.int64, (self.rows,)),
+                ("realness", np.float64, (self.rows,)),
             ],
             align=True,
         )
@@ -86,6 +88,10 @@ class Slot:
     """[rows]; written by the worker: how long the file in `made` is, 0 where `made` holds pixels"""
     made: npt.NDArray[np.uint8]
     """[rows, bytes]; written by the worker: each row's file, or its pixels"""
+    proposals: npt.NDArray[np.int64]
+    """[rows], of a microbatch for D: how many images each row is chosen from, 0 where D has nothing to do"""
+    realness: npt.NDArray[np.float64]
+    """[rows], of the same: how real each image is, written by the worker"""
     images: npt.NDArray[np.uint8]
     """[rows, H, W, C]: `made` as pixels"""
 

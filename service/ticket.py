@@ -60,6 +60,9 @@ class Ticket:
     caller gone, crash, drain) is the exception that `made` raises.
     """
 
+    realness: npt.NDArray[np.float64] | None = None
+    """[N]; how real each image is, where D has something to do with these rows."""
+
     def __init__(
         self,
         rows: Rows,
@@ -80,6 +83,8 @@ class Ticket:
         self.timing = Timing()
         self.made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._missing = len(rows)
+        if rows.judging is not None:
+            self.realness = np.zeros(n)
 
     @property
     def ended(self) -> bool:

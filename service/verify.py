@@ -218,10 +218,22 @@ class _Maker:
                 self.manifest, walk.start, walk.end, walk.frames, mark.class_idx, mark.truncation_psi
             )
         assert mark.seed is not None
-        return Rows.of_seeds(self.manifest, [mark.seed], mark.class_idx, mark.truncation_psi)
+        rows = Rows.of_seeds(self.manifest, [mark.seed], mark.class_idx, mark.truncation_psi)
+        return rows if mark.proposals == 1 else rows.judged(self.manifest, "mh", mark.proposals)
 
     def pixels(self, rows: Sequence[Rows]) -> list[npt.NDArray[np.uint8]]:
-        """The images [n, H, W, C] of each of `rows`, made together."""
+        """The images [n, H, W, C] of each of `rows`; those of plain rows are made together."""
+        plain = [one for one in rows if one.judging is None]
+        together = iter(self._plain_pixels(plain) if plain else [])
+        return [next(together) if one.judging is None else self._chosen_pixels(one) for one in rows]
+
+    def _chosen_pixels(self, rows: Rows) -> npt.NDArray[np.uint8]:
+        latents = np.empty((len(rows), self.manifest.z_dim), np.float32)  # of rows with a seed: not read
+        proposals = np.full(len(rows), rows.proposals)
+        images, _ = self._generator.judge(rows.seeds, rows.class_idx, rows.truncation_psi, latents, proposals)
+        return images
+
+    def _plain_pixels(self, rows: Sequence[Rows]) -> list[npt.NDArray[np.uint8]]:
         z_dim = self.manifest.z_dim
         seeds = np.concatenate([one.seeds for one in rows])
         class_idx = np.concatenate([one.class_idx for one in rows])
@@ -337,7 +349,8 @@ def _compare(claim: _Claim, made: npt.NDArray[np.uint8]) -> Finding:
         ours = encode_walk(made, walk.frame_ms, packet)
     else:
         class_idx = int(claim.rows.class_idx[0]) if claim.maker.manifest.num_classes else None
-        ours = encode_image(made[0], claim.fmt, here.mark(mark.seed, class_idx, mark.truncation_psi))
+        packet = here.mark(mark.seed, class_idx, mark.truncation_psi, mark.proposals)
+        ours = encode_image(made[0], claim.fmt, packet)
     if ours == claim.file.data:
         return Finding(name, "identical")
     elsewhere = f"rendered as {mark.render_id}, here as {here.render_id}"

@@ -141,6 +141,13 @@ class _Loader(threading.Thread):
                 f"{artifact.address}: golden rows differ by up to {difference} grey levels "
                 f"on {session.provider}, and --strict asks for bit-exact ones"
             )
+        if artifact.manifest.calibration is not None:
+            off = generator.discriminator.golden_difference(GOLDEN_ROWS_AT_START)
+            if settings.strict and off:
+                raise StartError(
+                    f"{artifact.address}: logits of golden rows differ by up to {off:.3f} "
+                    f"on {session.provider}, and --strict asks for the same"
+                )
         self.loaded[message["load"]] = _Loaded(generator, slots)
         return {
             "loaded": message["load"],
@@ -172,13 +179,15 @@ class _Loader(threading.Thread):
 def _run(message: dict[str, Any], loaded: _Loaded) -> dict[str, Any]:
     """Run one microbatch in place; return the message that answers it."""
     started, rows = time.monotonic(), message["rows"]
-    slot = loaded.slots[message["slot"]]
+    slot, judged = loaded.slots[message["slot"]], "judged" in message
+    given = slot.seeds[:rows], slot.class_idx[:rows], slot.truncation_psi[:rows], slot.latents[:rows]
     try:
-        images = loaded.generator.make(
-            slot.seeds[:rows], slot.class_idx[:rows], slot.truncation_psi[:rows], slot.latents[:rows]
-        )  # [N, H, W, C] uint8
+        if judged:
+            images, slot.realness[:rows] = loaded.generator.judge(*given, slot.proposals[:rows])
+        else:
+            images = loaded.generator.make(*given)  # [N, H, W, C] uint8
         device_s = time.monotonic() - started
-        write_made(images, slot, loaded.generator.rendering)
+        write_made(images, slot, loaded.generator.rendering, judged)
     except DeviceLost:
         raise
     except (
@@ -186,11 +195,15 @@ def _run(message: dict[str, Any], loaded: _Loaded) -> dict[str, Any]:
     ) as error:  # ONNX Runtime raises a dozen unrelated classes; these rows fail, not the worker
         return {"failed": message["run"], "error": f"{type(error).__name__}: {error}"[:500]}
     bucket = loaded.generator.session.bucket(rows)
+    if judged:  # what it made is more than one run of the device may hold
+        bucket = max(message["judged"], loaded.generator.session.bucket(message["judged"]))
     return {"done": message["run"], "started": started, "device_s": device_s, "bucket": bucket}
 
 
-def write_made(images: npt.NDArray[np.uint8], slot: Slot, rendering: Rendering) -> None:
+def write_made(images: npt.NDArray[np.uint8], slot: Slot, rendering: Rendering, judged: bool = False) -> None:
     """Write images [N, H, W, C] into `slot`: as files where those are asked for and fit, else as pixels.
+
+    `judged`: the slot's `proposals` are true, and marks name them.
 
     A file is made here while its pixels are in this core's cache, and by as many processes as there are
     workers; in the API process it would cost half as much again, and hold up requests.
@@ -206,12 +219,15 @@ def write_made(images: npt.NDArray[np.uint8], slot: Slot, rendering: Rendering) 
         slot.class_idx[:n].tolist(),
         slot.truncation_psi[:n].tolist(),
     )
+    proposals = slot.proposals[:n].tolist() if judged else [1] * n
     for row in range(n):
         file = b""
         if formats[row]:
             started = time.perf_counter()
             seed = None if seeds[row] == LATENTS_GIVEN else seeds[row]
-            file = rendering.encode(images[row], FORMATS[formats[row] - 1], seed, classes[row], psis[row])
+            file = rendering.encode(
+                images[row], FORMATS[formats[row] - 1], seed, classes[row], psis[row], proposals[row]
+            )
             slot.encode_s[row] = time.perf_counter() - started
         if 0 < len(file) <= slot.made.shape[1]:
             slot.made[row, : len(file)] = np.frombuffer(file, dtype=np.uint8)

@@ -21,6 +21,21 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def judged_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with `judged`, whose discriminator offers MH, and `told`, whose discriminator does not."""
+    pytest.importorskip("onnx")
+    from toy import publish_toy
+
+    from models.calibration import Calibration
+
+    root = tmp_path_factory.mktemp("judged")
+    publish_toy(root, "judged", calibration=Calibration(scale=0.8, offset=-1.0, mh=True, proposals=4))
+    told = Calibration(scale=0.8, offset=-1.0, mh=False, why_not="the distance rises from 2 to 7")
+    publish_toy(root, "told", channels=1, conditional=False, truncation=False, calibration=told)
+    return root
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where CI is set a skip is a failure, unless the test needs a GPU: CI installs all that tests use."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from models.calibration import Calibration
 from models.golden import Golden
-from models.manifest import GOLDEN_FILE, GRAPH_FILE, Manifest
+from models.manifest import DISCRIMINATOR_FILE, GOLDEN_FILE, GRAPH_FILE, Manifest
 from models.sampling import latents_from_seeds
 from models.store import Artifact, Store
 
@@ -88,13 +90,41 @@ def toy_graph(
         helper.make_node("Reshape", ["bytes", "shape"], ["images"]),
     ]
     output = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, channels])
-    graph = helper.make_graph(
-        nodes,
-        "toy",
-        inputs,
-        [output],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
+    return _onnx(nodes, inputs, output, constants)
+
+
+def toy_discriminator(*, channels: int = 3, conditional: bool = True) -> bytes:
+    """realness = images · w / 255 + e[class_idx], as an ONNX file's bytes: a few units wide."""
+    random = np.random.RandomState(1)
+    pixels = SIZE * SIZE * channels
+    constants = {
+        "w": (random.randn(1, pixels) / 2).astype(np.float32),
+        "white": np.float32(255.0),
+        "flat": np.array([-1, pixels], dtype=np.int64),
+        "axis": np.array([1], dtype=np.int64),
+    }
+    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", SIZE, SIZE, channels])]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["levels", "white"], ["unit"]),
+        helper.make_node("Reshape", ["unit", "flat"], ["features"]),
+        helper.make_node("Mul", ["features", "w"], ["weighed"]),
+        helper.make_node("ReduceSum", ["weighed", "axis"], ["of_image"], keepdims=0),
+    ]
+    if conditional:
+        constants["e"] = random.randn(CLASSES).astype(np.float32)
+        inputs.append(helper.make_tensor_value_info("class_idx", TensorProto.INT64, ["N"]))
+        nodes.append(helper.make_node("Gather", ["e", "class_idx"], ["of_class"]))
+        nodes.append(helper.make_node("Add", ["of_image", "of_class"], ["realness"]))
+    else:
+        nodes.append(helper.make_node("Identity", ["of_image"], ["realness"]))
+    output = helper.make_tensor_value_info("realness", TensorProto.FLOAT, ["N"])
+    return _onnx(nodes, inputs, output, constants)
+
+
+def _onnx(nodes: list[Any], inputs: list[Any], output: Any, constants: dict[str, Any]) -> bytes:
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "toy", inputs, [output], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     return bytes(model.SerializeToString())
 
@@ -110,8 +140,12 @@ def publish_toy(
     last_class_kills: bool = False,
     computes_shape: bool = False,
     golden_off_by: int = 0,
+    calibration: Calibration | None = None,
 ) -> Artifact:
-    """Publish a toy generator into the store at `root`; `golden_off_by` spoils its golden rows."""
+    """Publish a toy generator into the store at `root`; `golden_off_by` spoils its golden rows.
+
+    With a `calibration` a toy discriminator goes with it.
+    """
     graph = toy_graph(
         channels=channels,
         conditional=conditional,
@@ -132,18 +166,21 @@ def publish_toy(
             class_names=tuple(f"class {k}" for k in range(CLASSES)) if conditional else (),
             truncation="z" if truncation else "none",
             licence="Apache-2.0",
+            sampler=calibration and calibration.to_facts(),
         )
         (draft.path / GRAPH_FILE).write_bytes(graph)
         golden = _golden(graph, manifest)
+        if calibration is not None:
+            judge = toy_discriminator(channels=channels, conditional=conditional)
+            (draft.path / DISCRIMINATOR_FILE).write_bytes(judge)
+            values = {"images": golden.images, "class_idx": golden.class_idx}
+            golden = dataclasses.replace(golden, realness=_run(judge, "realness", values))
         spoiled = dataclasses.replace(golden, images=golden.images + np.uint8(golden_off_by))
         spoiled.save(draft.path / GOLDEN_FILE)
         return draft.publish(manifest)
 
 
 def _golden(graph: bytes, manifest: Manifest) -> Golden:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     seeds = np.array([0, 1, 42, 2**32 - 1], dtype=np.int64)
     class_idx = seeds % manifest.num_classes if manifest.num_classes else np.zeros_like(seeds)
     truncation_psi = np.array([1, 1, 0.5, 1] if manifest.has_truncation else [1] * 4, dtype=np.float32)
@@ -152,6 +189,13 @@ def _golden(graph: bytes, manifest: Manifest) -> Golden:
         "class_idx": class_idx,
         "truncation_psi": truncation_psi,
     }
-    names = [node.name for node in session.get_inputs()]
-    (images,) = session.run(["images"], {name: values[name] for name in names})
+    images = _run(graph, "images", values)
     return Golden(seeds=seeds, class_idx=class_idx, truncation_psi=truncation_psi, images=images)
+
+
+def _run(graph: bytes, output: str, values: dict[str, Any]) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+    return session.run([output], {name: values[name] for name in names})[0]

@@ -29,6 +29,60 @@ def test_every_row_is_taken_once_and_in_order(sizes: list[int], max_rows: int) -
     assert queue.take(max_rows) == []
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 24)), min_size=1, max_size=10),
+    st.integers(1, 16),
+)
+def test_rows_that_weigh_more_are_taken_once_in_order_and_fill_no_microbatch_beyond_its_room(
+    requests: list[tuple[int, int]], max_rows: int
+) -> None:
+    queue: RowQueue[int] = RowQueue()
+    for request, (rows, weight) in enumerate(requests):
+        queue.add(request, rows, weight)
+    taken: dict[int, list[int]] = defaultdict(list)
+    assert queue.rows == sum(rows * weight for rows, weight in requests)
+
+    for _ in range(queue.rows + 1):
+        before, segments = queue.rows, queue.take(max_rows)
+        weight = sum(len(one) * requests[one.request][1] for one in segments)
+        assert before - queue.rows == weight
+        assert weight <= max_rows or [len(one) for one in segments] == [1]  # too heavy: alone
+        for one in segments:
+            taken[one.request] += range(one.start, one.stop)
+
+    assert queue.rows == 0
+    assert taken == {request: list(range(rows)) for request, (rows, _) in enumerate(requests)}
+
+
+def test_heavy_rows_and_light_ones_take_turns() -> None:
+    queue: RowQueue[str] = RowQueue()
+    queue.add("heavy", 3, weight=64)
+    queue.add("light", 40)
+
+    microbatches = [{one.request: len(one) for one in queue.take(16)} for _ in range(6)]
+
+    assert microbatches == [
+        {"heavy": 1},
+        {"light": 16},
+        {"heavy": 1},
+        {"light": 16},
+        {"heavy": 1},
+        {"light": 8},
+    ]
+
+
+def test_what_is_discarded_gives_its_whole_weight_back() -> None:
+    queue: RowQueue[str] = RowQueue()
+    queue.add("leaves", 5, weight=12)
+    queue.add("stays", 2)
+    queue.take(16)
+
+    queue.discard("leaves")
+
+    assert queue.rows <= 2
+    assert sum(len(one) for one in queue.take(16)) == queue.rows == 0 or not queue.rows
+
+
 def test_a_small_request_is_in_the_next_microbatch_however_large_the_others_are() -> None:
     queue: RowQueue[str] = RowQueue()
     queue.add("large", 1000)

@@ -123,8 +123,9 @@ class PlayedDevice:
 def played(
     artifact: Artifact, after: Callable[[int, np.ndarray], None], graphs: bool = True
 ) -> tuple[PlayedDevice, Buckets]:
-    device = PlayedDevice(onnx_session(artifact), after)
-    return device, Buckets(device, artifact.manifest, SIZES, "cpu", graphs=graphs)
+    device, manifest = PlayedDevice(onnx_session(artifact), after), artifact.manifest
+    tensors = manifest.graph_inputs, manifest.graph_outputs
+    return device, Buckets(device, *tensors, SIZES, "cpu", graphs=graphs)
 
 
 def nothing(graph_id: int, images: np.ndarray) -> None:

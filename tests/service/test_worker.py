@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_each_row_becomes_the_file_that_the_api_process_would_make_of_it(
 
 def test_a_file_that_has_no_room_stays_pixels(artifact: Artifact, slot: Slot, images: np.ndarray) -> None:
     class Verbose(Rendering):
-        def mark(self, seed: int | None, class_idx: int | None, truncation_psi: float) -> bytes | None:
+        def mark(self, seed: int | None, *parameters: Any) -> bytes | None:
             return b"x" * 5000 if seed == 8 else None
 
     slot.formats[:] = 1
@@ -80,7 +81,7 @@ def test_the_api_process_takes_files_and_pixels_out_for_the_rows_they_belong_to(
     rendering = Rendering(artifact.manifest, "CPUExecutionProvider", "1", marks=True)
     slot.formats[:] = [1, 1, 1, 0, 1]
     write_made(images, slot, rendering)
-    line: Any = None
+    line: Any = SimpleNamespace(judges=False)
 
     portions = Microbatch(line, [Segment(first, 0, 2), Segment(second, 10, 13)]).take(slot)
 
