@@ -29,6 +29,7 @@ def test_the_wheel_holds_the_shipped_artifact_and_the_page_and_no_tests(wheel: P
 
     for wanted in (
         "models/store/fashion-mnist/1/model.onnx",
+        "training/metrics/extractors/fashion-mnist.onnx",
         "models/store/fashion-mnist/1/manifest.json",
         "service/playground/index.html",
         "training/loop.py",

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate, pad
 
 from models.errors import DamagedArtifact
 from training.digest import weights_digest
+from training.errors import MissingExtra
 from training.metrics.extractor import Answers, Images, in_passes
 
 _ROWS_A_PASS: Final = 32
@@ -73,8 +74,12 @@ def inception(network: nn.Module | None = None) -> TorchExtractor:
 
 
 def _fidelity_inception() -> nn.Module:
-    import torch_fidelity.feature_extractor_inceptionv3 as fidelity
-
+    try:
+        import torch_fidelity.feature_extractor_inceptionv3 as fidelity
+    except RuntimeError as error:  # what torchvision raises that was built for another torch
+        raise MissingExtra(
+            f"torch-fidelity needs a torchvision of the same build as torch, from the same index: {error}"
+        ) from None
     # What it fetches is checked by digest, and read as tensors alone.
     fidelity.load_state_dict_from_url = functools.partial(
         torch.hub.load_state_dict_from_url, weights_only=True, check_hash=True

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from gantrain_process import save_toy_zip
 from onnx import TensorProto, helper
 from torch import nn
 from toy_training import toy_dataset
@@ -160,6 +161,18 @@ def test_efficientnet_lite0_gives_the_logits_of_the_network_that_its_weights_wer
     assert answers.features.shape == (1, 1280)
 
 
+def test_without_its_weights_efficientnet_names_the_extra_that_brings_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    data = save_toy_zip(tmp_path / "halves.zip")
+
+    code = main(["evaluate", "data:train", f"--data={data}", "--extractor=efficientnet-lite0"])
+
+    assert code == 2
+    assert capsys.readouterr().err.endswith("pip install -e '.[metrics]' in a clone of this repository\n")
+
+
 class Fidelity(nn.Module):
     """The interface of torch-fidelity's Inception: uint8 RGB in, a tuple in the order of the names out."""
 
@@ -204,8 +217,6 @@ def test_a_network_goes_by_the_digest_of_its_weights() -> None:
 def test_the_command_writes_a_file_and_says_its_digest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gantrain_process import save_toy_zip
-
     data, out = save_toy_zip(tmp_path / "halves.zip"), tmp_path / "halves.onnx"
 
     code = main(["extractor", f"--data={data}", f"--out={out}", "--img-resolution=16", "--epochs=1"])
