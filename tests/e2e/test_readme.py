@@ -180,7 +180,7 @@ def test_the_offline_command_writes_the_endpoints_bytes(shipped: Server, tmp_pat
 def test_train_export_verify_and_serve_work_as_printed(tmp_path: Path, free_log: Callable[[], Path]) -> None:
     if not holds_idx(DEBIAN_FOLDER):
         pytest.skip(f"needs the Debian package {DEBIAN_PACKAGE}")
-    *commands, serve = block("bash", "gantrain train").strip().splitlines()
+    *commands, serve = block("bash", "gantrain train --preset fashion-mnist").strip().splitlines()
     shortened = re.sub(r"--total-kimg \d+", "--total-kimg 2 --tick-kimg 1", "\n".join(commands))
     assert shortened != "\n".join(commands)
 
@@ -196,6 +196,17 @@ def test_train_export_verify_and_serve_work_as_printed(tmp_path: Path, free_log:
     assert (model["name"], model["determinism"], model["num_classes"]) == ("first", "bit_exact", 10)
     assert answer.content[:6] == b"\x93NUMPY"
     assert len(answer.content) > 20 * 32 * 32
+
+
+def test_evaluate_prints_the_figures_that_readme_names() -> None:
+    if not holds_idx(DEBIAN_FOLDER, "test"):
+        pytest.skip(f"needs the Debian package {DEBIAN_PACKAGE}")
+    command = block("bash", "gantrain evaluate").replace("--n 2000", "--n 100").strip()
+
+    said = run(here(f"{command} --figures frechet_distance,coverage,class_accuracy"), ROOT)
+
+    assert "Fréchet distance | " in said
+    assert "times that of real images" in said
 
 
 def test_a_generator_of_ones_own_is_imported_and_served_as_printed(
