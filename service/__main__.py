@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_sample(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from models.calibration import SAMPLERS
     from service.offline.job import IMAGE_FORMATS, SET_FORMATS
     from service.settings import SignAlgorithm
 
@@ -114,7 +115,8 @@ def _add_sample(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "The same command again goes on where it ended. Exit status: 0 done; 1 --check found damage, or "
         "--merge a shard that is not there; 2 a mistake in what was asked for; 4 another digest than "
         "--digest names; 5 another job is there; 6 the place cannot be used; 7 no room left; 8 a process "
-        "of the run was killed. Finished shards are kept whatever happens.",
+        "of the run was killed; 9 the device does not run the model any more. Finished shards are kept "
+        "whatever happens.",
     )
     what = sample.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", metavar="RANGES", help='such as "0-99,200"; a seed names an image')
@@ -139,6 +141,23 @@ def _add_sample(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     sample.add_argument(
         "--truncation-psi", type=float, metavar="PSI", help="1 (default) is off, 0 the average image"
+    )
+    sample.add_argument(
+        "--sampler", choices=SAMPLERS, help="mh: each image is chosen by the model's discriminator (plain)"
+    )
+    sample.add_argument(
+        "--proposals",
+        type=int,
+        metavar="K",
+        help="with mh: images that each is chosen from; default: the model's",
+    )
+    sample.add_argument(
+        "--realness",
+        action="store_true",
+        help="tell how probably each image is a real one, by the discriminator",
+    )
+    sample.add_argument(
+        "--min-realness", type=float, metavar="X", help="leave out images that are less real; 0 to 1"
     )
     sample.add_argument(
         "--format",

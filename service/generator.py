@@ -15,6 +15,7 @@ from models.sampling import LatentSampler
 from models.store import Artifact
 from service.device import Accelerator, DeviceOptions
 from service.provenance import Rendering
+from service.rows import Rows
 from service.session import DiscriminatorSession, Session
 from service.slots import LATENTS_GIVEN
 
@@ -69,6 +70,12 @@ class Generator:
             drawn = seeds != LATENTS_GIVEN
             latents[drawn] = self._sampler.draw(seeds[drawn])
         return self.session.run(latents, class_idx, truncation_psi)
+
+    def judge_rows(self, rows: Rows) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+        """`judge` of rows that seeds name."""
+        latents = np.empty((len(rows), self.manifest.z_dim), np.float32)  # drawn
+        proposals = np.full(len(rows), rows.proposals)
+        return self.judge(rows.seeds, rows.class_idx, rows.truncation_psi, latents, proposals)
 
     def judge(
         self,

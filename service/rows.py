@@ -141,6 +141,16 @@ class Rows:
             return self
         return replace(self, judging=Judging(proposals=count, realness=realness))
 
+    def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> Rows:
+        """Some of the rows."""
+        return replace(
+            self,
+            seeds=self.seeds[index],
+            latents=None if self.latents is None else self.latents[index],
+            class_idx=self.class_idx[index],
+            truncation_psi=self.truncation_psi[index],
+        )
+
     def judged_facts(self, realness: npt.NDArray[np.float64] | None) -> list[dict[str, Any]]:
         """What a manifest says of each row beyond seed, class and psi: how it was chosen, and how real it is.
 

@@ -228,9 +228,7 @@ class _Maker:
         return [next(together) if one.judging is None else self._chosen_pixels(one) for one in rows]
 
     def _chosen_pixels(self, rows: Rows) -> npt.NDArray[np.uint8]:
-        latents = np.empty((len(rows), self.manifest.z_dim), np.float32)  # of rows with a seed: not read
-        proposals = np.full(len(rows), rows.proposals)
-        images, _ = self._generator.judge(rows.seeds, rows.class_idx, rows.truncation_psi, latents, proposals)
+        images, _ = self._generator.judge_rows(rows)
         return images
 
     def _plain_pixels(self, rows: Sequence[Rows]) -> list[npt.NDArray[np.uint8]]:

@@ -64,7 +64,7 @@ def check(
     damaged = [
         f"{_shard_text(job, shard)} is not what {MANIFEST_NAME} says"
         for shard, receipt in enumerate(sealed.receipts)
-        if not records.is_whole(receipt, files_of(job, source, shard), size_of)
+        if not records.is_whole(receipt, files_of(job, source, shard, receipt), size_of)
     ]
     if sealed.metadata is not None and not records.is_metadata(sealed.metadata):
         damaged.append(f"{METADATA_NAME} is not what {MANIFEST_NAME} says")
@@ -73,7 +73,7 @@ def check(
         count = max(1, round(remade_share * job.shards))
         chosen = sorted(random.SystemRandom().sample(range(job.shards), count))
         damaged += _remake(sealed, chosen, source, artifact, out, store, accelerator, threads)
-    return Found(job.shards, job.images, len(chosen), damaged)
+    return Found(job.shards, sum(one.images for one in sealed.receipts), len(chosen), damaged)
 
 
 def _remake(

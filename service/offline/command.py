@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import cast
 
+from models.calibration import check_realness
 from models.errors import InvalidValue, show
 from models.sampling import SeedRanges
 from models.store import Artifact, Store
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             "made": outcome.made,
             "kept": outcome.kept,
             "complete": outcome.complete,
+            **({} if request.min_realness is None else {"rejected": outcome.rejected}),
             "out": arguments.out,
         }
         print(json.dumps(facts), flush=True)
@@ -53,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{_images(outcome.kept)} of {where} were there already")
     else:
         kept = f", {outcome.kept} kept" if outcome.kept else ""
+        kept += f", {outcome.rejected} rejected" if request.min_realness is not None else ""
         rest = "" if outcome.complete else "; other shards of the set are not there yet"
         print(f"{_images(outcome.made)} of {where}{kept}{rest}")
     return 0
@@ -77,12 +80,19 @@ def _request(arguments: argparse.Namespace, store: Store) -> Request:
     sign_files = _sign_files(arguments)
     artifact = store.resolve(arguments.model)
     _check_digest(arguments.digest, artifact)
+    _check_min_realness(arguments.min_realness, artifact)
     artifact.verify()
     return Request(
         store=arguments.store,
         artifact=artifact,
         source=RowSource(
-            artifact.manifest, seeds, _class_rule(arguments.class_idx), arguments.truncation_psi
+            artifact.manifest,
+            seeds,
+            _class_rule(arguments.class_idx),
+            arguments.truncation_psi,
+            sampler=arguments.sampler,
+            proposals=arguments.proposals,
+            realness=arguments.realness or arguments.min_realness is not None,
         ),
         out=arguments.out,
         format=arguments.format,
@@ -94,6 +104,8 @@ def _request(arguments: argparse.Namespace, store: Store) -> Request:
         accelerator=arguments.accelerator,
         threads=arguments.threads,
         workers=arguments.workers,
+        realness=arguments.realness,
+        min_realness=arguments.min_realness,
     )
 
 
@@ -128,6 +140,15 @@ def _check_digest(wanted: str | None, artifact: Artifact) -> None:
         raise WrongDigest(
             f"digest must be that of {artifact.address}, {artifact.digest[: len(wanted)]}, got {wanted}"
         )
+
+
+def _check_min_realness(value: float | None, artifact: Artifact) -> None:
+    if value is None:
+        return
+    if not 0 <= value <= 1:  # also refuses NaN
+        raise InvalidValue(f"min_realness must be between 0 and 1, got {value}")
+    manifest = artifact.manifest
+    check_realness(manifest.calibration, "min_realness", value, manifest.why_no_calibration)
 
 
 def _sign_files(arguments: argparse.Namespace) -> SignFiles | None:

@@ -8,7 +8,9 @@ order. Refuses to own where files go, and when.
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -39,6 +41,10 @@ class Made:
     """[n, H, W, C]"""
     files: list[bytes] | None
     """One encoded image a row; None where pixels are what is asked for."""
+    realness: npt.NDArray[np.float64] | None = None
+    """[n], where D says how real each is."""
+    judged: npt.NDArray[np.float64] | None = None
+    """The same of these rows and of those that were left out among them, in their order."""
 
     def image_files(self) -> list[bytes]:
         """A file an image: the encoded one, else its pixels [H, W, C] as .npy."""
@@ -64,24 +70,26 @@ def write_npy(folder: Path, shard: int, job: Job, manifest: Manifest, rows: Iter
     """Images [N, H, W, C] uint8 as one .npy."""
     path = folder / f"{shard_name(shard)}.npy"
     with path.open("wb") as file:
-        _write_pixels(file, shard, job, manifest, rows)
+        _write_pixels(file, folder, shard, job, manifest, rows)
     return [path]
 
 
 def write_npz(folder: Path, shard: int, job: Job, manifest: Manifest, rows: Iterable[Made]) -> list[Path]:
-    """One .npz: images [N, H, W, C] uint8, seeds and class_idx [N] int64, truncation_psi [N] float32."""
+    """One .npz: images [N, H, W, C] uint8, seeds and class_idx [N] int64, truncation_psi [N] float32, and
+    realness [N] float64 where it is asked for."""
     path = folder / f"{shard_name(shard)}.npz"
-    columns: dict[str, list[npt.NDArray[Any]]] = {"seeds": [], "class_idx": [], "truncation_psi": []}
+    names = ["seeds", "class_idx", "truncation_psi", *(["realness"] if job.realness else [])]
+    columns: dict[str, list[Any]] = {name: [] for name in names}
 
     def remembered() -> Iterable[Made]:
         for made in rows:
             for name, column in columns.items():
-                column.append(getattr(made.rows, name))
+                column.append(made.realness if name == "realness" else getattr(made.rows, name))
             yield made
 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(_entry("images.npy"), "w", force_zip64=True) as member:
-            _write_pixels(member, shard, job, manifest, remembered())
+            _write_pixels(member, folder, shard, job, manifest, remembered())
         if not manifest.num_classes:
             del columns["class_idx"]
         for name, column in columns.items():
@@ -98,7 +106,7 @@ def write_webdataset(
     with path.open("wb") as file:
         size = 0
         for made in rows:
-            facts = row_facts(manifest, made.rows)
+            facts = row_facts(manifest, made.rows, made.realness if job.realness else None)
             for name, data, fact in zip(made.names, made.image_files(), facts, strict=True):
                 size += _add_to_tar(file, f"{name}.{suffix}", data)
                 size += _add_to_tar(file, f"{name}.json", json.dumps(fact).encode())
@@ -114,17 +122,21 @@ def write_zip(folder: Path, shard: int, job: Job, manifest: Manifest, rows: Iter
     labels: list[tuple[str, int]] = []
     seeds: list[tuple[str, int]] = []
     psis: list[tuple[str, float]] = []
+    realness: list[tuple[str, float]] = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for made in rows:
-            for name, data, fact in zip(
-                made.names, made.image_files(), row_facts(manifest, made.rows), strict=True
-            ):
+            row_of = row_facts(manifest, made.rows, made.realness if job.realness else None)
+            for name, data, fact in zip(made.names, made.image_files(), row_of, strict=True):
                 archive.writestr(_entry(f"{name}.{suffix}"), data)
                 seeds.append((f"{name}.{suffix}", fact["seed"]))
                 psis.append((f"{name}.{suffix}", fact["truncation_psi"]))
                 if manifest.num_classes:
                     labels.append((f"{name}.{suffix}", fact["class_idx"]))
+                if job.realness:
+                    realness.append((f"{name}.{suffix}", fact["realness"]))
         facts = {"labels": labels or None, "seeds": seeds, "truncation_psi": psis}
+        if job.realness:
+            facts["realness"] = realness
         archive.writestr(_entry("dataset.json"), json.dumps(facts))
     return [path]
 
@@ -142,7 +154,7 @@ def write_parquet(folder: Path, shard: int, job: Job, manifest: Manifest, rows: 
         schema,
         compression="none",  # images are compressed already
         use_dictionary=False,
-        write_statistics=["seed", "class_idx", "truncation_psi"],
+        write_statistics=["seed", "class_idx", "truncation_psi", "realness"],
     ) as writer:
         table: dict[str, list[Any]] = {name: [] for name in schema.names}
         for made in rows:
@@ -182,14 +194,19 @@ def library_of(fmt: SetFormat) -> str | None:
     return f"pyarrow {pyarrow.__version__}"
 
 
-def row_facts(manifest: Manifest, rows: Rows) -> list[dict[str, Any]]:
-    """What each row is: its seed, its class where the model has classes, its psi."""
+def row_facts(
+    manifest: Manifest, rows: Rows, realness: npt.NDArray[np.float64] | None = None
+) -> list[dict[str, Any]]:
+    """What each row is: its seed, its class where the model has classes, its psi, and how real it is."""
     facts: list[dict[str, Any]] = []
     for seed, class_idx, psi in zip(
         rows.seeds.tolist(), rows.class_idx.tolist(), rows.truncation_psi.tolist(), strict=True
     ):
         classes = {"class_idx": class_idx} if manifest.num_classes else {}
         facts.append({"seed": seed, **classes, "truncation_psi": float(psi_text(psi))})
+    if realness is not None:
+        for fact, value in zip(facts, realness.tolist(), strict=True):
+            fact["realness"] = value
     return facts
 
 
@@ -197,12 +214,28 @@ def _suffix(job: Job) -> str:
     return "npy" if job.image_format == "raw" else job.image_format
 
 
-def _write_pixels(file: IO[bytes], shard: int, job: Job, manifest: Manifest, rows: Iterable[Made]) -> None:
+def _write_pixels(
+    file: IO[bytes], folder: Path, shard: int, job: Job, manifest: Manifest, rows: Iterable[Made]
+) -> None:
     """What `np.save` writes for the shard's images [N, H, W, C], without holding them."""
-    shape = (len(job.rows_of(shard)), *manifest.img_shape)
+    if job.min_realness is None:
+        _write_npy_header(file, len(job.rows_of(shard)), manifest)
+        for made in rows:
+            file.write(np.ascontiguousarray(made.images).data)
+        return
+    with tempfile.TemporaryFile(dir=folder) as held:  # how many there are comes first, and is known last
+        count = 0
+        for made in rows:
+            held.write(np.ascontiguousarray(made.images).data)
+            count += len(made.images)
+        _write_npy_header(file, count, manifest)
+        held.seek(0)
+        shutil.copyfileobj(held, file)
+
+
+def _write_npy_header(file: IO[bytes], count: int, manifest: Manifest) -> None:
+    shape = (count, *manifest.img_shape)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    for made in rows:
-        file.write(np.ascontiguousarray(made.images).data)
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
@@ -245,6 +278,9 @@ def _parquet_schema(job: Job, manifest: Manifest) -> Any:
         features["class_idx"] = named if manifest.class_names else value("int64")
     columns.append(("truncation_psi", pyarrow.float32()))
     features["truncation_psi"] = value("float32")
+    if job.realness:
+        columns.append(("realness", pyarrow.float64()))
+        features["realness"] = value("float64")
     described = json.dumps({"info": {"features": features}})
     return pyarrow.schema(columns, metadata={"huggingface": described})
 
@@ -263,3 +299,6 @@ def _add_to_table(table: dict[str, list[Any]], made: Made, job: Job, manifest: M
     if manifest.num_classes:
         table["class_idx"] += made.rows.class_idx.tolist()
     table["truncation_psi"] += made.rows.truncation_psi.tolist()
+    if job.realness:
+        assert made.realness is not None
+        table["realness"] += made.realness.tolist()

@@ -60,6 +60,22 @@ class Job:
     """The library and version that lays out the file, where that is none of ours."""
     signed: bool
     """Signed files are never the same twice."""
+    proposals: int = 1
+    """Images that each is chosen from, by the sampler mh; 1: plain."""
+    realness: bool = False
+    """Whether the set tells how real each image is."""
+    min_realness: float | None = None
+    """Images that are less real are left out."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether D says how real each image is."""
+        return self.realness or self.min_realness is not None
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether a file beside the shards says what each image is, since theirs do not."""
+        return self.format not in SHARD_SUFFIXES or self.format == "npy"
 
     @property
     def shards(self) -> int:
@@ -76,18 +92,23 @@ class Job:
         return None if suffix is None else f"{shard_name(shard)}.{suffix}"
 
     def to_facts(self) -> dict[str, Any]:
-        return asdict(self)
+        """What the job says; of D only where it has something to do."""
+        facts = asdict(self)
+        return {name: value for name, value in facts.items() if name not in _PLAIN or value != _PLAIN[name]}
 
     @classmethod
     def from_facts(cls, facts: object) -> Job:
         """Read what `to_facts` gave. Raises InvalidValue for what no job says."""
-        if not isinstance(facts, dict) or set(facts) != {one.name for one in fields(cls)}:
+        names = {one.name for one in fields(cls)}
+        if not isinstance(facts, dict) or not names - set(_PLAIN) <= set(facts) <= names:
             raise InvalidValue(f"a job must have its fields, and no others, got {show(facts)}")
         job = cls(**facts)
         whole = [job.images, job.shard_size]
         if (
             any(type(one) is not int or one < 1 for one in whole)
             or not all(isinstance(text, str) for text in (job.model, job.digest, job.seeds))
+            or (type(job.proposals), type(job.realness)) != (int, bool)
+            or not isinstance(job.min_realness, float | None)
             or job.format not in SET_FORMATS
             or job.image_format not in IMAGE_FORMATS
         ):
@@ -96,12 +117,16 @@ class Job:
 
     def differences(self, earlier: Job) -> list[str]:
         """What differs from an earlier job, a few words a field."""
-        now, was = self.to_facts(), earlier.to_facts()
+        now, was = asdict(self), asdict(earlier)
         return [
             f"{name} was {show(was[name])} and is {show(now[name])} now"
             for name in now
             if now[name] != was[name]
         ]
+
+
+_PLAIN: Final[dict[str, object]] = {"proposals": 1, "realness": False, "min_realness": None}
+"""What a job says of D where it has nothing to do, and so leaves out."""
 
 
 def shard_name(shard: int) -> str:

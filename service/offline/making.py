@@ -78,7 +78,15 @@ def source_of(job: Job, manifest: Manifest, place: Place) -> RowSource:
             raise OtherJob(f"{place} must hold the {SEEDS_NAME} that its job names, and does not")
     class_idx = None if job.class_idx == "column" else job.class_idx
     psi = None if job.truncation_psi == "column" else job.truncation_psi
-    return RowSource(manifest, seeds, cast(ClassRule, class_idx), cast("float | None", psi))
+    return RowSource(
+        manifest,
+        seeds,
+        cast(ClassRule, class_idx),
+        cast("float | None", psi),
+        sampler="mh" if job.proposals > 1 else None,
+        proposals=job.proposals if job.proposals > 1 else None,
+        realness=job.is_judged,
+    )
 
 
 class Maker:
@@ -94,7 +102,8 @@ class Maker:
         self.golden_difference = self.generator.session.golden_difference(GOLDEN_ROWS_AT_START)
         self._source = source or source_of(order.job, artifact.manifest, self.place)
         self._encoders = order.encoders
-        self._microbatch = CUDA_BUCKETS[-1] if order.accelerator == "cuda" else _MICROBATCH
+        images = CUDA_BUCKETS[-1] if order.accelerator == "cuda" else _MICROBATCH
+        self._microbatch = max(1, images // self.job.proposals)  # rows
         self._signer = ImageSigner(order.sign_files) if order.sign_files else None
 
     def make_all(self, shards: Iterable[int], tell: Tell, keep: bool = True) -> None:
@@ -129,19 +138,37 @@ class Maker:
         for start in range(within.start, within.stop, self._microbatch):
             stop = min(start + self._microbatch, within.stop)
             rows = self._source.rows(start, stop)
+            realness = None
             try:
-                images = self.generator.make(rows.seeds, rows.class_idx, rows.truncation_psi)  # [n, H, W, C]
+                if rows.judging is None:
+                    images = self.generator.make(rows.seeds, rows.class_idx, rows.truncation_psi)
+                else:
+                    images, realness = self.generator.judge_rows(rows)  # [n, H, W, C], [n]
             except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
                 why = f"{type(error).__name__}: {str(error)[:500]}"
                 raise DeviceFailed(f"seeds from {rows.seeds[0]} on cannot be made: {why}") from None
-            yield encoders.submit(self._encode, self._source.names(start, stop), rows, images)
+            yield encoders.submit(self._encode, self._source.names(start, stop), rows, images, realness)
 
-    def _encode(self, names: list[str], rows: Rows, images: npt.NDArray[np.uint8]) -> Made:
+    def _encode(
+        self,
+        names: list[str],
+        rows: Rows,
+        images: npt.NDArray[np.uint8],
+        judged: npt.NDArray[np.float64] | None,
+    ) -> Made:
+        """The rows as they go into the set: those that are real enough, as files or pixels."""
+        if not self.job.is_judged:
+            judged = None
+        realness = judged
+        if judged is not None and (least := self.job.min_realness) is not None:
+            kept = np.flatnonzero(judged >= least)
+            names, rows = [names[row] for row in kept], rows[kept]
+            images, realness = images[kept], judged[kept]
         if self.job.image_format == "raw":
-            return Made(names, rows, images, None)
+            return Made(names, rows, images, None, realness, judged)
         fmt: Format = self.job.image_format
         files = [
-            self.generator.rendering.encode(pixels, fmt, seed, class_idx, psi)
+            self.generator.rendering.encode(pixels, fmt, seed, class_idx, psi, rows.proposals)
             for pixels, seed, class_idx, psi in zip(
                 images,
                 rows.seeds.tolist(),
@@ -150,18 +177,30 @@ class Maker:
                 strict=True,
             )
         ]
-        return Made(names, rows, images, self._signer.sign_all(files, fmt) if self._signer else files)
+        files = self._signer.sign_all(files, fmt) if self._signer else files
+        return Made(names, rows, images, files, realness, judged)
 
     def _write(self, shard: int, rows: Iterator[Made], tell: Tell, keep: bool) -> None:
+        images, judged = 0, list[npt.NDArray[np.float64]]()
+
         def counted() -> Iterator[Made]:
+            nonlocal images
             for made in rows:
                 yield made
-                tell(len(made.names), None)
+                images += len(made.names)
+                if made.judged is not None:
+                    judged.append(made.judged)
+                tell(len(made.names) if made.judged is None else len(made.judged), None)
 
         with scratch(self.place.scratch_root if keep else None) as folder:
             with sentences("a shard", folder):
                 files = WRITERS[self.job.format](folder, shard, self.job, self.generator.manifest, counted())
-                receipt = Receipt.of(len(self.job.rows_of(shard)), files, self.golden_difference)
+                receipt = Receipt.of(
+                    images,
+                    files,
+                    self.golden_difference,
+                    np.concatenate(judged) if judged and self.job.has_metadata else None,
+                )
             if keep:
                 self.place.put(files)
                 Records(self.place).put_receipt(shard, receipt)

@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from models.errors import InvalidValue, show
 from service.offline.errors import OtherJob
 from service.offline.job import Job, shard_name, to_text
@@ -29,6 +32,8 @@ _JOB_NAME: Final = "job.json"
 _RECEIPTS: Final = f"{OWN_FOLDER}/receipts"
 _RECEIPT: Final = re.compile(r"shard-(\d{5,9})\.json", re.ASCII)
 _CHUNK_BYTES: Final = 1 << 20
+_STEPS: Final = 10_000  # as fine as realness is told
+_REALNESS: Final = re.compile(r"\d{1,5}( \d{1,5})*", re.ASCII)
 
 
 SizeOf = Callable[[str], int | None]
@@ -45,19 +50,47 @@ class Receipt:
     """64 hex, over its files one after the other."""
     golden_difference: int
     """The largest grey-level difference of golden rows where it was made; 0: bit-exact."""
+    realness: str | None = None
+    """Of each of its rows, those left out among them, in ten-thousandths with spaces between: what files and
+    `metadata.jsonl` follow from. None where D has no part in that."""
 
     @classmethod
-    def of(cls, images: int, files: Sequence[Path], golden_difference: int) -> Receipt:
-        """The receipt of local files."""
+    def of(
+        cls,
+        images: int,
+        files: Sequence[Path],
+        golden_difference: int,
+        realness: npt.NDArray[np.float64] | None = None,
+    ) -> Receipt:
+        """The receipt of local files; `realness` [rows] of its rows."""
         total = sum(file.stat().st_size for file in files)
-        return cls(images, total, _sha256(file.open("rb") for file in files), golden_difference)
+        digest = _sha256(file.open("rb") for file in files)
+        told = None if realness is None else " ".join(map(str, np.rint(_STEPS * realness).astype(int)))
+        return cls(images, total, digest, golden_difference, told)
+
+    def realness_of_rows(self) -> npt.NDArray[np.float64] | None:
+        """[rows], as D told it."""
+        return None if self.realness is None else np.array(self.realness.split(), dtype=np.float64) / _STEPS
+
+    def rows_kept(self, min_realness: float | None) -> npt.NDArray[np.int64] | None:
+        """The places of the shard's rows that are in its files; None: of all."""
+        if min_realness is None or (realness := self.realness_of_rows()) is None:
+            return None
+        return np.flatnonzero(realness >= min_realness)
+
+    def to_facts(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_facts(cls, facts: Any) -> Receipt:
         """Raises InvalidValue."""
-        if not isinstance(facts, dict) or not {one.name for one in fields(cls)} <= set(facts):
+        wanted = {one.name for one in fields(cls)} - {"realness"}
+        if not isinstance(facts, dict) or not wanted <= set(facts):
             raise InvalidValue(f"a receipt must name images, bytes and sha256, got {show(facts)}")
-        receipt = cls(**{one.name: facts[one.name] for one in fields(cls)})
+        receipt = cls(**{name: facts[name] for name in wanted}, realness=facts.get("realness"))
+        told = receipt.realness
+        if told is not None and not (isinstance(told, str) and _REALNESS.fullmatch(told)):
+            raise InvalidValue(f"a receipt's realness must be ten-thousandths, got {show(told)}")
         if any(type(one) is not int for one in (receipt.images, receipt.bytes, receipt.golden_difference)):
             raise InvalidValue(f"a receipt's counts must be integers, got {show(facts)}")
         return receipt
@@ -115,7 +148,7 @@ class Records:
     # -- shards -----------------------------------------------------------------------------------
 
     def put_receipt(self, shard: int, receipt: Receipt) -> None:
-        put_text(self.place, f"{shard_name(shard)}.json", to_text(asdict(receipt)), _RECEIPTS)
+        put_text(self.place, f"{shard_name(shard)}.json", to_text(receipt.to_facts()), _RECEIPTS)
 
     def receipts(self) -> set[int]:
         """The shards that have a receipt of their own."""
@@ -188,11 +221,12 @@ class Records:
         for number, receipt in enumerate(receipts):
             rows = job.rows_of(number)
             where = {"file": name} if (name := job.file_of(number)) else {"rows": [rows.start, rows.stop]}
-            shards.append({**where, **asdict(receipt)})
+            shards.append({**where, **receipt.to_facts()})
         facts = {
             "schema_version": SCHEMA_VERSION,
             "job": job.to_facts(),
-            "images": sum(one.images for one in receipts),
+            "images": (images := sum(one.images for one in receipts)),
+            **({} if job.min_realness is None else {"rejected": job.images - images}),
             "bytes": sum(one.bytes for one in receipts),
             "metadata": metadata and {"file": METADATA_NAME, **asdict(metadata)},
             "shards": shards,

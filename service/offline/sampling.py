@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from models.errors import InvalidValue, show
 from models.store import Artifact, sha256_of
@@ -24,7 +26,7 @@ from service.device import Accelerator
 from service.errors import StartError
 from service.offline.errors import OtherJob, WorkerDied
 from service.offline.formats import library_of, row_facts
-from service.offline.job import SHARD_SUFFIXES, ImageFormat, Job, SetFormat
+from service.offline.job import ImageFormat, Job, SetFormat
 from service.offline.making import Maker, Order, work
 from service.offline.places import (
     Place,
@@ -100,6 +102,10 @@ class Request:
     threads: int = 1
     workers: int | None = None
     """Processes a device; None: CPUs on the CPU, 1 on cuda."""
+    realness: bool = False
+    """Whether the set tells how real each image is."""
+    min_realness: float | None = None
+    """Images that are less real are left out; `source` must have their realness told."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,8 @@ class Outcome:
     """Images of our shards that were there before."""
     complete: bool
     """Whether every shard of the job is there, and the manifest."""
+    rejected: int = 0
+    """Images of our shards that were not real enough."""
 
 
 def job_of(request: Request) -> Job:
@@ -138,6 +146,9 @@ def job_of(request: Request) -> Job:
         shard_size=request.shard_size,
         writer=library_of(request.format),
         signed=request.sign_files is not None,
+        proposals=1 if source.judging is None else source.judging.proposals,
+        realness=request.realness,
+        min_realness=request.min_realness,
     )
 
 
@@ -160,7 +171,7 @@ def sample(request: Request, style: Style = "lines") -> Outcome:
     size_of = place.sizes()
     if sealed and _has_sizes(records, sealed, source, ours, size_of):
         place.tidy()
-        return Outcome(0, _images(job, ours), True)
+        return _outcome(records, job, [], ours, True)
 
     remove_stale_scratch(place)
     if isinstance(source.seeds, SeedTable) and size_of(SEEDS_NAME) is None:
@@ -172,15 +183,15 @@ def sample(request: Request, style: Style = "lines") -> Outcome:
         shard
         for shard in ours
         if (receipt := known(shard)) is None
-        or not records.is_whole(receipt, files_of(job, source, shard), size_of)
+        or not records.is_whole(receipt, files_of(job, source, shard, receipt), size_of)
     ]
-    kept = _images(job, ours) - _images(job, todo)
-    progress = Progress(style, _images(job, ours), len(ours))
-    progress.keep(kept, len(ours) - len(todo))
+    progress = Progress(style, _rows(job, ours), len(ours))
+    progress.keep(_rows(job, ours) - _rows(job, todo), len(ours) - len(todo))
     if todo:
         _make(request, job, todo, progress, records.golden_difference())
     progress.end()
-    return Outcome(_images(job, todo), kept, seal(place, source))
+    complete = seal(place, source)
+    return _outcome(records, job, todo, ours, complete)
 
 
 def seal(place: Place, source: RowSource) -> bool:
@@ -205,16 +216,19 @@ def seal(place: Place, source: RowSource) -> bool:
             f"{place} holds shards of machines that differ: golden rows are off by {differences[0]} "
             f"grey levels on one, by {differences[-1]} on another"
         )
-    records.put_manifest(job, receipts, _put_metadata(place, job, source))
+    records.put_manifest(job, receipts, _put_metadata(place, job, source, receipts))
     return True
 
 
-def files_of(job: Job, source: RowSource, shard: int) -> list[str]:
+def files_of(job: Job, source: RowSource, shard: int, receipt: Receipt) -> list[str]:
     """The names of a shard's files."""
     rows, file = job.rows_of(shard), job.file_of(shard)
     if file is not None:
         return [file]
-    return [f"{name}.{job.image_format}" for name in source.names(rows.start, rows.stop)]
+    names, kept = source.names(rows.start, rows.stop), receipt.rows_kept(job.min_realness)
+    if kept is not None:
+        names = [names[row] for row in kept if row < len(names)]
+    return [f"{name}.{job.image_format}" for name in names]
 
 
 def _known(records: Records, sealed: Sealed | None) -> Callable[[int], Receipt | None]:
@@ -234,30 +248,40 @@ def _has_sizes(
     """Whether all files are there and as large as the manifest says."""
     metadata = sealed.metadata
     return (metadata is None or size_of(METADATA_NAME) == metadata.bytes) and all(
-        records.has_sizes(sealed.receipts[shard], files_of(sealed.job, source, shard), size_of)
+        records.has_sizes(receipt, files_of(sealed.job, source, shard, receipt), size_of)
         for shard in shards
+        for receipt in [sealed.receipts[shard]]
     )
 
 
-def _images(job: Job, shards: Sequence[int]) -> int:
+def _rows(job: Job, shards: Sequence[int]) -> int:
     return sum(len(job.rows_of(shard)) for shard in shards)
 
 
-def _put_metadata(place: Place, job: Job, source: RowSource) -> Metadata | None:
+def _outcome(records: Records, job: Job, made: Sequence[int], ours: Sequence[int], complete: bool) -> Outcome:
+    """What there is of our shards, of which `made` were made now."""
+    made_rows, rows = _rows(job, made), _rows(job, ours)
+    if job.min_realness is None:
+        return Outcome(made_rows, rows - made_rows, complete)
+    known, now = _known(records, records.manifest()), set(made)
+    images = {shard: receipt.images for shard in ours if (receipt := known(shard)) is not None}
+    made_images = sum(count for shard, count in images.items() if shard in now)
+    total = sum(images.values())
+    return Outcome(made_images, total - made_images, complete, rows - total)
+
+
+def _put_metadata(place: Place, job: Job, source: RowSource, receipts: Sequence[Receipt]) -> Metadata | None:
     """Where files do not say it themselves, say what each image is: a line an image, in their order.
 
     Named as Hugging Face's image folders want it.
     """
-    if job.format in SHARD_SUFFIXES and job.format != "npy":
+    if not job.has_metadata:
         return None
     with scratch(place.scratch_root) as folder, sentences(METADATA_NAME, folder):
         path = folder / METADATA_NAME
         with path.open("w", encoding="ascii") as file:
-            for start in range(0, job.images, _METADATA_ROWS):
-                stop = min(start + _METADATA_ROWS, job.images)
-                facts = row_facts(source.manifest, source.rows(start, stop))
-                for row, (name, fact) in enumerate(zip(source.names(start, stop), facts, strict=True), start):
-                    shard, at = divmod(row, job.shard_size)
+            for shard, receipt in enumerate(receipts):
+                for at, (name, fact) in enumerate(_facts_of(job, source, shard, receipt)):
                     where = (
                         {"file_name": f"{name}.{job.image_format}"}
                         if job.format != "npy"
@@ -267,6 +291,22 @@ def _put_metadata(place: Place, job: Job, source: RowSource) -> Metadata | None:
         metadata = Metadata(path.stat().st_size, sha256_of(path))
         place.put([path])
     return metadata
+
+
+def _facts_of(
+    job: Job, source: RowSource, shard: int, receipt: Receipt
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and facts of each image that is in a shard."""
+    within, realness = job.rows_of(shard), receipt.realness_of_rows()
+    kept = receipt.rows_kept(job.min_realness)
+    is_kept = np.ones(len(within), dtype=bool) if kept is None else np.isin(np.arange(len(within)), kept)
+    for start in range(within.start, within.stop, _METADATA_ROWS):
+        stop = min(start + _METADATA_ROWS, within.stop)
+        here = slice(start - within.start, stop - within.start)
+        told = realness[here] if realness is not None and job.realness else None
+        facts = row_facts(source.manifest, source.rows(start, stop), told)
+        rows = zip(source.names(start, stop), facts, is_kept[here], strict=True)
+        yield from ((name, fact) for name, fact, in_it in rows if in_it)
 
 
 # -- processes ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import io
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from models.calibration import Sampler
 from models.errors import InvalidValue, show
 from models.manifest import Manifest
 from models.sampling import SeedRanges, check_seed, resolve_class_idx, resolve_truncation_psi
@@ -214,7 +215,12 @@ class RowSource:
         seeds: SeedRanges | SeedTable,
         class_idx: ClassRule = None,
         truncation_psi: float | None = None,
+        *,
+        sampler: Sampler | None = None,
+        proposals: int | None = None,
+        realness: bool = False,
     ) -> None:
+        """`sampler`, `proposals` and `realness` are those of `Rows.judged`."""
         self.manifest = manifest
         self.seeds = seeds
         self.class_idx = class_idx
@@ -238,6 +244,13 @@ class RowSource:
         elif class_idx is not None and not manifest.num_classes:
             raise InvalidValue(f"class_idx must be left out: the model has no classes, got {class_idx}")
         resolve_truncation_psi(truncation_psi, manifest.has_truncation)
+        psis: list[float | None] = [truncation_psi]
+        if table is not None and table.truncation_psi is not None:
+            psis = np.unique(table.truncation_psi).tolist()
+        for psi in psis:
+            example = Rows.of_seeds(manifest, [0], None, psi).judged(manifest, sampler, proposals, realness)
+        self.judging = example.judging
+        """What D does for each row."""
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -261,7 +274,8 @@ class RowSource:
         psi: float | Sequence[float] | None = self.truncation_psi
         if table is not None and table.truncation_psi is not None:
             psi = table.truncation_psi[start:stop].tolist()
-        return Rows.of_seeds(self.manifest, seeds, classes, psi)
+        rows = Rows.of_seeds(self.manifest, seeds, classes, psi)
+        return rows if self.judging is None else replace(rows, judging=self.judging)
 
     def names(self, start: int, stop: int) -> list[str]:
         """What images start to stop-1 are called: `seed0000000042`, the second time `seed0000000042-2`."""

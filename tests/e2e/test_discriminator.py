@@ -145,6 +145,20 @@ def test_a_chosen_image_says_how_and_verify_proves_it(
     assert "6 images: 6 identical" in capsys.readouterr().out
 
 
+def test_an_offline_set_of_chosen_images_is_what_the_endpoint_gives(
+    server: Server, judged_store: Path, tmp_path: Path
+) -> None:
+    flags = ["--model", "judged", "--seeds", "0-19", "--sampler", "mh", "--proposals", "7", "--realness"]
+
+    assert main(["sample", "--store", str(judged_store), *flags, "--out", str(tmp_path / "set")]) == 0
+
+    online = post(server, seed=0, n=20, sampler="mh", proposals=7, realness=True, container="json").json()
+    told = [json.loads(line) for line in (tmp_path / "set/metadata.jsonl").read_text().splitlines()]
+    for image, row in zip(online["images"], told, strict=True):
+        assert (tmp_path / "set" / row["file_name"]).read_bytes() == base64.b64decode(image["data"])
+        assert (row["seed"], row["realness"]) == (image["seed"], image["realness"])
+
+
 def test_rows_of_every_kind_share_microbatches_and_each_gets_its_own(server: Server) -> None:
     latents = np.random.RandomState(0).randn(3, Z_DIM).round(3).tolist()
     kinds: list[dict[str, object]] = [
