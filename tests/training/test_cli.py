@@ -158,6 +158,28 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
     assert errors.count("\n") == 1
 
 
+@pytest.mark.parametrize(("chosen", "found"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(
+    chosen: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    code = (
+        "import os, sys\n"
+        "class Told:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': sys.exit(os.environ['OMP_WAIT_POLICY'])\n"
+        "sys.meta_path.insert(0, Told())\n"
+        "from training.__main__ import main\n"
+        "main(['train', '--preset=fashion-mnist', '--run-dir=run'])"
+    )
+
+    _, errors = gantrain(code=code).communicate(timeout=60)
+
+    assert errors.strip() == found  # when torch is first asked for, which reads it then
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
