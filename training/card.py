@@ -67,12 +67,13 @@ def _header(manifest: Manifest) -> str:
     if manifest.metrics:
         results = [_result(group) for group in by_protocol(manifest.metrics)]
         facts["model-index"] = [{"name": f"{manifest.name}:{manifest.version}", "results": results}]
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
+    text = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10_000)
+    return f"---\n{text}---"
 
 
 def _result(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Figures of one protocol as one result of a `model-index`."""
-    protocol = dict(figures[0]["protocol"])
+    protocol = dict(sorted(figures[0]["protocol"].items()))  # as a manifest has it that was read
     data = {"type": protocol["data"], "name": protocol["data"], "split": protocol["split"]}
     return {
         "task": {"type": _TASK},
@@ -203,7 +204,7 @@ def _failings(manifest: Manifest) -> str:
     sentences = failings(manifest.metrics, manifest.class_names)
     if _is_own(manifest) and not is_finished(manifest.training):
         sentences.insert(0, "Its training was stopped before its end.")
-    return "## What is wrong with it\n\n" + "\n".join(f"- {one}" for one in sentences) if sentences else ""
+    return "## Known failings\n\n" + "\n".join(f"- {one}" for one in sentences) if sentences else ""
 
 
 def _discriminator(sampler: Mapping[str, Any] | None) -> str:

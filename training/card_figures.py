@@ -71,15 +71,29 @@ def label(name: str) -> str:
 
 
 def failings(figures: Iterable[Facts], class_names: Sequence[str] = ()) -> list[str]:
-    """Sentences on what the plain figures of a generator show to be wrong, each with its number."""
+    """Sentences on where the plain figures of a generator are worse than those of reals, with their numbers.
+
+    Its weakest class is named whatever its figure.
+    """
     plain = {
         figure["name"]: figure
         for figure in reversed([*figures])
         if not {"truncation_psi", "sampler"} & set(figure["protocol"])
     }
-    sentences = [say(plain[name]) for name, say in _FAILINGS.items() if name in plain]
-    sentences += [_weakest(one, class_names) for name, one in plain.items() if name.startswith(_WEAKEST)]
-    return [sentence for sentence in sentences if sentence]
+    sentences = [say(plain[name]) for name, say in _FAILINGS.items() if name in plain and _fails(plain[name])]
+    return sentences + [
+        _weakest(one, class_names) for name, one in plain.items() if name.startswith(_WEAKEST)
+    ]
+
+
+def _fails(figure: Facts) -> bool:
+    """Whether a figure is worse than that of reals, or not known to be as good."""
+    name, value, of_reals = figure["name"], figure["value"], figure.get("of_reals")
+    if name == "sharpness":
+        return bool(abs(value - 1) > _SHARPNESS_NEAR)
+    if of_reals is None:
+        return bool(name != "training_distance")
+    return bool(value > of_reals if name == "class_max_share" else value < of_reals)
 
 
 def _weakest(figure: Facts, class_names: Sequence[str]) -> str:
@@ -112,19 +126,14 @@ def _most(figure: Facts) -> str:
 
 
 def _sharpness(figure: Facts) -> str:
-    if abs(figure["value"] - 1) < _SHARPNESS_NEAR:
-        return ""
     kind = "blurred" if figure["value"] < 1 else "harsher than real ones"
     return f"Its images are {kind}: they have {figure['value']:.2f} of the fine detail of real ones."
 
 
 def _training_distance(figure: Facts) -> str:
-    of_reals = figure.get("of_reals", 0.0)
-    if figure["value"] >= of_reals:
-        return ""
     return (
         "It copies in part: its images are nearer to a training image than those are to each other (median "
-        f"{figure['value']:.3g} and {of_reals:.3g})."
+        f"{figure['value']:.3g} and {figure['of_reals']:.3g})."
     )
 
 
@@ -171,7 +180,7 @@ def _protocol(protocol: Facts) -> str:
     """All of a protocol in one sentence."""
     extractor = f"features: {protocol['extractor']}" + _short(protocol.get("extractor_digest", ""))
     reals = f"reals: {protocol['n_real']:,} of {protocol['data']}, {protocol['split']}"
-    others = ", ".join(f"{name} {value}" for name, value in protocol.items() if name not in _GROUPED)
+    others = ", ".join(f"{name} {value}" for name, value in sorted(protocol.items()) if name not in _GROUPED)
     reals += _short(protocol.get("data_digest", ""))
     return f"{protocol['n_fake']:,} images; {reals}; {extractor}; {others}:"
 

@@ -28,11 +28,12 @@ def fashion_mnist() -> TrainConfig:
     gantrain train --preset fashion-mnist --run-dir RUN_DIR
 
     G: 0.665 M parameters, 9.93 M MACs an image. D: 0.187 M parameters, 4.33 M MACs an image.
-    16 minutes (700-850 images/s): Fréchet distance 2.1, classes found 0.91.
+    By `gantrain evaluate`, one thread beside other work: 62 minutes (400 images/s), Fréchet distance 1.31
+    (training images 0.22), classes found 0.94 (real ones 0.92). At 700 kimg, 16 minutes: 1.83 and 0.93.
     """
     return TrainConfig(
         preset="fashion-mnist",
-        total_kimg=700,
+        total_kimg=1500,
         G_channels=48,
         D_channels=32,
         r1_gamma=0.1,

@@ -100,7 +100,7 @@ def test_what_is_wrong_with_it_follows_from_its_plain_figures(trained: Manifest)
         figure("training_distance", 3.0, of_reals=4.0),
     )
 
-    assert part(card_text(replace(trained, metrics=figures)), "What is wrong with it").splitlines() == [
+    assert part(card_text(replace(trained, metrics=figures)), "Known failings").splitlines() == [
         "- In 10.0% of its images the class asked for is not found (of real images: 8.5%).",
         "- The class that is found least is 7.0% of its images.",
         "- It does not make everything: only 81.2% of the real images have one of its images in their "
@@ -111,11 +111,25 @@ def test_what_is_wrong_with_it_follows_from_its_plain_figures(trained: Manifest)
     ]
 
 
+def test_what_is_as_good_as_real_images_is_no_failing(trained: Manifest) -> None:
+    good = (
+        figure("coverage", 0.97, of_reals=0.96),
+        figure("class_max_share", 0.1, of_reals=0.11),
+        figure("sharpness", 1.02),
+        figure("training_distance", 4.0, of_reals=3.0),
+        figure("class_accuracy_6", 0.9, of_reals=0.8),
+    )
+
+    assert part(card_text(replace(trained, metrics=good)), "Known failings").splitlines() == [
+        "- Its weakest class is Shirt, found in 90.0% of its images; of real images: 80.0%."
+    ]
+
+
 def test_without_figures_nothing_is_claimed(trained: Manifest) -> None:
     card = card_text(replace(trained, metrics=()))
 
     assert "## Figures" not in card
-    assert "## What is wrong with it" not in card
+    assert "## Known failings" not in card
     assert "model-index" not in card
 
 
@@ -155,6 +169,6 @@ def test_what_its_discriminator_is_good_for_is_told_with_its_figures(trained: Ma
 
     assert "σ(0.91 · logit -0.2), fitted on 5,000 images of fashion-mnist that D never saw" in offered
     assert "D chooses out of 12 images (Metropolis-Hastings)." in offered
-    assert "seed 0, sampler mh, 12 proposals:\n\n|  | this generator |\n| --- | --- |\n" in offered
+    assert "resize none, sampler mh, 12 proposals, seed 0:\n\n|  | this generator |\n| --- | --- |\n" in offered
     assert '`"sampler": "mh"` is not offered: it gains too little.' in refused
     assert absent == "None is beside it: it was not exported."
