@@ -17,6 +17,7 @@ from server_process import GANSERVE, Server
 from toy import CLASSES, SIZE, publish_toy
 from toy_extractor import save_toy_extractor
 
+from models.calibration import Calibration
 from training.__main__ import main
 from training.metrics.fakes import evaluation_seeds
 
@@ -27,7 +28,7 @@ N = 60
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store, an extractor and labelled data of the toy generator's size."""
     folder = tmp_path_factory.mktemp("evaluate")
-    publish_toy(folder / "store")
+    publish_toy(folder / "store", calibration=Calibration(scale=0.8, offset=0.1, mh=True, proposals=4))
     save_toy_extractor(folder / "toy.onnx", size=SIZE, channels=3, num_classes=CLASSES)
     stream = np.random.RandomState(0)
     with zipfile.ZipFile(folder / "data.zip", "w") as archive:
@@ -83,6 +84,7 @@ def test_artifact_files_and_service_have_the_same_figures_to_the_last_bit(
     try:
         served = figures(server.wait_until_ready().url, place, capsys)
         named = figures(f"{server.url}/v1/models/toy", place, capsys, "--figures=coverage")
+        chosen_there = figures(server.url, place, capsys, "--sampler=mh", "--figures=coverage,density")
     finally:
         server.stop()
 
@@ -92,19 +94,28 @@ def test_artifact_files_and_service_have_the_same_figures_to_the_last_bit(
     assert named == [one for one in published if one["name"] == "coverage"]
     for target in (folder, tars, archive / "shard-00000.zip"):
         assert figures(target, place, capsys) == published, target
+    chosen = figures("toy:1", place, capsys, "--sampler=mh", "--figures=coverage,density")
+    assert chosen[0]["protocol"]["sampler"] == "mh, 4 proposals"
+    assert chosen == chosen_there != [one for one in published if one["name"] in ("coverage", "density")]
+    chosen_set = sampled(place, tmp_path / "mh", "--format", "webdataset", "--sampler", "mh")
+    assert figures(chosen_set, place, capsys, "--figures=coverage,density") == chosen
     one_tar = figures(tars / "shard-00001.tar", place, capsys, "--figures=class_accuracy")
     assert one_tar[0]["protocol"]["n_fake"] == 25
 
 
-def test_truncated_images_in_files_carry_their_truncation(
+def test_images_in_files_carry_their_truncation_and_how_they_were_chosen(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = sampled(place, tmp_path / "png", "--format", "png", "--truncation-psi", "0.5")
 
+    picked = sampled(place, tmp_path / "picked", "--format", "png", "--min-realness", "0.2")
     truncated = figures("toy:1", place, capsys, "--truncation-psi=0.5")
 
     assert figures(folder, place, capsys) == truncated
     assert truncated[0]["protocol"]["truncation_psi"] == 0.5
+    (of_picked,) = figures(picked, place, capsys, "--figures=coverage")
+    assert of_picked["protocol"]["sampler"] == "plain, realness of at least 0.2"
+    assert of_picked["protocol"]["n_fake"] < N
 
 
 def test_an_artifact_and_files_are_evaluated_without_torch(place: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from toy_training import toy_config, toy_dataset
 
 from training.__main__ import main
-from training.loop import train
+from training.loop import Trainer, train
+from training.phases import Figures
 from training.processes import Processes
 from training.run_folder import RunFolder
 from training.snapshot import load_newest
@@ -74,17 +75,18 @@ def test_a_run_that_another_process_stops_is_not_called_trained(
     both = nullcontext((_AnotherIsSignalled(), torch.device("cpu")))
     monkeypatch.setattr("training.processes.joined", lambda device: both)
 
-    main(train_arguments(tmp_path / "run", data_zip, total_kimg=0.128))
+    code = main(train_arguments(tmp_path / "run", data_zip, total_kimg=0.128))
 
     printed = capsys.readouterr().out
+    assert code == 4
     assert "stopped at 0 kimg; the same command goes on from there" in printed
     assert "trained" not in printed
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_snapshot_that_exports_and_goes_on(
-    number: signal.Signals, code: int, data_zip: Path, tmp_path: Path
+    data_zip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An interrupt of a process of its own, and then SIGTERM after one iteration more."""
     run = RunFolder(tmp_path / "run")
     arguments = train_arguments(run.path, data_zip, total_kimg=1_000)
     process = gantrain(*arguments)
@@ -92,20 +94,26 @@ def test_a_signal_leaves_a_snapshot_that_exports_and_goes_on(
     while not run.metrics_file.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=60)
 
-    assert (process.returncode, errors) == (code, "")
+    assert (process.returncode, errors) == (130, "")
     stopped_nimg = load_newest(run).cur_nimg
     assert stopped_nimg > 0
     assert f"stopped at {stopped_nimg / 1000:g} kimg; the same command goes on from there" in printed
     assert main(["export", str(run.path), "--name", "halves", "--store", str(tmp_path / "store")]) == 0
-    again = gantrain(*arguments)
-    try:
-        assert any(f"going on from {stopped_nimg / 1000:g} kimg" in line for line in again.stdout)
-    finally:
-        again.kill()
-        again.communicate()
+
+    def told(trainer: Trainer) -> Figures:
+        signal.raise_signal(signal.SIGTERM)
+        return play(trainer)
+
+    play = Trainer.run_iteration
+    monkeypatch.setattr(Trainer, "run_iteration", told)
+    code = main(arguments)
+
+    assert code == 143
+    assert f"going on from {stopped_nimg / 1000:g} kimg" in capsys.readouterr().out
+    assert load_newest(run).cur_nimg == stopped_nimg + 16
 
 
 def test_verify_grid_of_an_artifact_and_presets_import_no_torch(tmp_path: Path) -> None:
@@ -156,6 +164,28 @@ def test_a_missing_package_is_a_sentence_that_names_the_extra(
     assert errors.startswith(f"gantrain: this needs {module}, which is not installed")
     assert f"pip install -e '.[{extra}]'" in errors
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(
+    chosen: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    code = (
+        "import os, sys\n"
+        "class Told:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': sys.exit(os.environ['OMP_WAIT_POLICY'])\n"
+        "sys.meta_path.insert(0, Told())\n"
+        "from training.__main__ import main\n"
+        "main(['train', '--preset=fashion-mnist', '--run-dir=run'])"
+    )
+
+    _, errors = gantrain(code=code).communicate(timeout=60)
+
+    assert errors.strip() == found  # when torch is first asked for, which reads it then
 
 
 @pytest.mark.parametrize(

@@ -95,15 +95,8 @@ def test_a_machine_without_a_compiler_says_so_before_the_run_begins(
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
 )  # torch's
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"network": "dcgan", "penalty_form": "finite_difference", "r1_interval": 2},
-        {"network": "style", "precision": "bf16"},
-    ],
-)
 def test_a_pair_that_is_traced_for_compiling_learns_the_same_bits_from_a_few_graphs(
-    changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Freezing and thawing a network, and no penalty in every other step, are no part of a graph."""
     graphs: list[torch.fx.GraphModule] = []
@@ -116,7 +109,13 @@ def test_a_pair_that_is_traced_for_compiling_learns_the_same_bits_from_a_few_gra
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compile_network(network, backend=traced))
     dataset, played = toy_dataset(), []
     for compiles in (False, True):
-        config = toy_config(compile=compiles, **changes)
+        config = toy_config(
+            network="dcgan",
+            precision="bf16",
+            penalty_form="finite_difference",
+            r1_interval=2,
+            compile=compiles,
+        )
         state = TrainState.fresh(config, dataset.shape)
         trainer = Trainer(config, DatasetReals(dataset, config.seed), state)
         losses = [trainer.run_iteration()["D_loss"] for _ in range(4)]

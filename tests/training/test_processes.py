@@ -217,26 +217,6 @@ def test_the_leader_alone_says_that_a_gradient_is_not_finite(
     assert bool(said) == leads
 
 
-class _OfAStoppedRun(Processes):
-    """A process without a signal of its own, while another one has got one."""
-
-    def any(self, flag: bool) -> bool:
-        return True
-
-
-def test_a_process_that_stops_with_another_says_that_the_run_is_not_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "training.processes.joined", lambda _: nullcontext((_OfAStoppedRun(), torch.device("cpu")))
-    )
-
-    code = main(train_arguments(tmp_path / "run", save_toy_zip(tmp_path / "halves.zip"), total_kimg=3))
-
-    assert code == 4
-    assert "the same command goes on from there" in capsys.readouterr().out
-
-
 def _train(run_dir: Path, data: Path, total_kimg: float) -> list[str]:
     """A run whose schedules need no end, so that it may be lengthened."""
     recipe = ("network=mlp", "r2_gamma=0.1", "r1_interval=2", "objective=relativistic", "lr_decay_start=1")

@@ -20,7 +20,7 @@ from training.environment import environment
 from training.errors import NotFinite, RunError
 from training.files import atomic_file
 from training.loop import Trainer
-from training.metrics.fakes import Fakes, evaluation_seeds, rendered
+from training.metrics.fakes import Fakes, evaluation_seeds, made, plain
 from training.metrics.protocol import Figure, Protocol
 from training.metrics.yardstick import Yardstick
 from training.reals import DatasetReals
@@ -88,14 +88,8 @@ def play(config: TrainConfig, dataset: Dataset, yardstick: Yardstick, n: int) ->
     except NotFinite:
         not_finite_nimg = state.cur_nimg
     cpu_s = time.process_time() - began_s
-    images = rendered(
-        torch_render(state.G_ema),
-        evaluation_seeds(0, n),
-        z_dim=config.z_dim,
-        prior="normal",
-        num_classes=0,
-        truncation_psi=1.0,
-    )
+    make = plain(torch_render(state.G_ema), z_dim=config.z_dim, prior="normal", truncation_psi=1.0)
+    images, _ = made(make, evaluation_seeds(0, n), num_classes=0)
     return ComparedRun(
         config=config,
         figures=yardstick.figures(Fakes(label=config.preset, images=images), FIGURES),

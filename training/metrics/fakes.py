@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from models.calibration import Sampler
 from models.errors import InvalidValue, show
 from models.golden import Render
 from models.sampling import Prior, latents_from_seeds, resolve_class_idx
@@ -19,7 +20,21 @@ FIRST_SEED: Final = 3_000_000_000
 """Where the seeds of evaluation begin: far from those that grids, previews and users' first trials take."""
 SEEDS_A_SEED: Final = 1_000_000
 MAX_EVALUATION_SEED: Final = 999
-_ROWS_A_PASS: Final = 64
+ROWS_A_PASS: Final = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """How many images, and which."""
+
+    n: int = 10_000
+    """Of a generator or of the data; of files all that there are."""
+    seed: int = 0
+    """Which seeds a generator gets: `evaluation_seeds`."""
+    truncation_psi: float = 1.0
+    sampler: Sampler = "plain"
+    proposals: int | None = None
+    """Of the sampler mh; None: the model's own number."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,28 +66,33 @@ def evaluation_seeds(seed: int, count: int) -> range:
     return range(first, first + count)
 
 
-def default_classes(seeds: Sequence[int], num_classes: int) -> ClassIdx | None:
-    """The class [N] that each seed has where none is asked for; None without classes."""
+def sampler_text(sampler: Sampler, proposals: int) -> str:
+    """What a protocol says of how fakes were chosen."""
+    return sampler if sampler == "plain" else f"{sampler}, {proposals} proposals"
+
+
+Make = Callable[[Sequence[int], ClassIdx], Images]
+"""(seeds, class_idx [N]) -> images [N, H, W, C]"""
+
+
+def plain(render: Render, *, z_dim: int, prior: Prior, truncation_psi: float) -> Make:
+    """Each seed's own image."""
+
+    def make(seeds: Sequence[int], class_idx: ClassIdx) -> Images:
+        psi = np.full(len(seeds), truncation_psi, dtype=np.float32)
+        return render(latents_from_seeds(seeds, z_dim, prior), class_idx, psi)
+
+    return make
+
+
+def made(
+    make: Make, seeds: Sequence[int], num_classes: int, rows_a_pass: int = ROWS_A_PASS
+) -> tuple[Images, ClassIdx | None]:
+    """The images [N, H, W, C] of `seeds`, each in its default class [N], a few at a time."""
     classes = resolve_class_idx(None, list(seeds), num_classes)
-    return None if classes is None else np.array(classes, dtype=np.int64)
-
-
-def rendered(
-    render: Render,
-    seeds: Sequence[int],
-    *,
-    z_dim: int,
-    prior: Prior,
-    num_classes: int,
-    truncation_psi: float,
-) -> Images:
-    """The images [N, H, W, C] that `seeds` name, each in its default class, a few at a time."""
-    classes = default_classes(seeds, num_classes)
-    class_idx = np.zeros(len(seeds), dtype=np.int64) if classes is None else classes
+    class_idx = np.array(classes or [0] * len(seeds), dtype=np.int64)
     passes = []
-    for first in counted("images", range(0, len(seeds), _ROWS_A_PASS)):
-        rows = slice(first, first + _ROWS_A_PASS)
-        latents = latents_from_seeds(seeds[rows], z_dim, prior)  # [B, z_dim]
-        psi = np.full(len(latents), truncation_psi, dtype=np.float32)
-        passes.append(render(latents, class_idx[rows], psi))
-    return np.concatenate(passes)
+    for first in counted("images", range(0, len(seeds), rows_a_pass)):
+        rows = slice(first, first + rows_a_pass)
+        passes.append(make(seeds[rows], class_idx[rows]))
+    return np.concatenate(passes), None if classes is None else class_idx

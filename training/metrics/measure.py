@@ -59,8 +59,11 @@ class Reference:
     """[N, H, W, C]"""
     extractor: Extractor
     data: str
+    """Name of the data set that they are of."""
     data_digest: str
+    """sha256 (64 hex) of the split, at their size: `Dataset.digest`."""
     split: str
+    """Which part of the data they are of."""
     seed: int = 0
     """Of every draw that a figure makes; a protocol says that the reals were drawn by it too."""
 
@@ -145,21 +148,23 @@ def measure(
     fakes: Images,
     *,
     figures: Collection[str] = SET_FIGURES,
+    answers: Answers | None = None,
     truncation_psi: float = 1.0,
     sampler: str = "plain",
 ) -> tuple[Figure, ...]:
     """Hold fakes uint8 [M, H, W, C] against `reals`: those of `figures` that can be taken.
 
-    Figures of classes cannot where the extractor is no classifier. The same images give the same figures, to
-    the last bit. Raises InvalidValue for a figure that is none, for fewer than 7 images, and for images of
-    another shape than the reals.
+    Figures of classes cannot where the extractor is no classifier. `answers` is what the extractor says of
+    the fakes, where it has been asked; truncation and sampler are what the protocol tells. The same images
+    give the same figures, to the last bit. Raises InvalidValue for a figure that is none, for fewer than 7
+    images, and for images of another shape than the reals.
     """
     check_figures(figures)
-    _check_images(reals.images, fakes)
+    check_images(reals.images, fakes)
     protocol = reals.protocol(len(fakes), truncation_psi=truncation_psi, sampler=sampler)
     values: Values = {}
     if any(set(group.names) & set(figures) for group in _GROUPS):
-        answers = reals.extractor.answers(fakes)
+        answers = answers or reals.extractor.answers(fakes)
         for group in _GROUPS:
             if set(group.names) & set(figures) and (answers.logits is not None or not group.needs_classes):
                 values |= group.take(reals, answers)
@@ -201,7 +206,7 @@ def class_accuracies(
     another classifier than the one by whose features the generator was chosen. Raises InvalidValue for an
     extractor that is no classifier.
     """
-    _check_images(reals.images, fakes)
+    check_images(reals.images, fakes)
     protocol = reals.protocol(len(fakes), truncation_psi=truncation_psi, sampler=sampler)
     logits = _logits(reals.extractor.answers(fakes), reals.extractor)
     logits_of_reals = _logits(reals.answers, reals.extractor)
@@ -227,17 +232,23 @@ def class_accuracies(
 
 
 def training_distance(
-    training: Reference, fakes: Images, *, truncation_psi: float = 1.0, sampler: str = "plain"
+    training: Reference,
+    fakes: Images,
+    *,
+    answers: Answers | None = None,
+    truncation_psi: float = 1.0,
+    sampler: str = "plain",
 ) -> Figure:
     """How far fakes [M, H, W, C] are from the nearest training image, in features: the median.
 
     `training` is all of the training split. `of_reals` is the median of as many training images, each to the
-    nearest other one: a generator that copies is far below it.
+    nearest other one: a generator that copies is far below it. `answers` as of `measure`.
     """
-    _check_images(training.images, fakes)
+    check_images(training.images, fakes)
     features = training.answers.features
     own = np.random.RandomState(training.seed).permutation(len(features))[: len(fakes)]
-    value = nearest_distances(training.extractor.answers(fakes).features, features)
+    answers = answers or training.extractor.answers(fakes)
+    value = nearest_distances(answers.features, features)
     of_reals = nearest_distances(features[own], features, own)
     return Figure(
         name="training_distance",
@@ -268,7 +279,8 @@ def _logits(answers: Answers, extractor: Extractor) -> Logits:
     return answers.logits
 
 
-def _check_images(reals: Images, fakes: Images) -> None:
+def check_images(reals: Images, fakes: Images) -> None:
+    """Raise InvalidValue where fakes cannot be held against reals."""
     if fakes.dtype != np.uint8 or fakes.shape[1:] != reals.shape[1:]:
         raise InvalidValue(
             f"images must be uint8 and of one size, the reals are {_sizes(reals)}, "

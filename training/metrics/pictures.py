@@ -2,7 +2,7 @@
 
 As `ganserve sample` writes them and as anyone may: every image file counts, in the order of its name. Which
 class an image was to show, and its truncation, are read where they are told: in `metadata.jsonl`, in
-`dataset.json`, or in a .json of the image's own name.
+`dataset.json`, or in a .json of the image's own name; how images were chosen, in the set's `manifest.json`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from models.errors import show
 from training.data.images import LABELS_FILE, SUFFIXES, read_images
 from training.errors import DataError
-from training.metrics.fakes import Fakes
+from training.metrics.fakes import Fakes, sampler_text
 
 _METADATA_FILE = "metadata.jsonl"
 
@@ -38,15 +38,25 @@ def read_pictures(path: Path) -> Fakes:
     images = read_images(str(path), names, pictures.__getitem__)  # [N, C, H, W]
     of_images = [facts.get(_key(name), {}) for name in names]
     classes = [one.get("class_idx") for one in of_images]
-    psis = {one.get("truncation_psi", 1.0) for one in of_images}
+    psis = {float(one.get("truncation_psi", 1.0)) for one in of_images}
     if len(psis) > 1:
         raise DataError(f"{path} must hold images of one truncation_psi, it holds {show(sorted(psis))}")
     return Fakes(
         label=path.name,
         images=np.ascontiguousarray(images.transpose(0, 2, 3, 1)),
         class_idx=np.array(classes) if all(type(one) is int for one in classes) else None,
-        truncation_psi=float(psis.pop()),
+        truncation_psi=psis.pop(),
+        sampler=_sampler_of(facts.get("manifest", {}).get("job")),
     )
+
+
+def _sampler_of(job: object) -> str:
+    """How the images of a set of `ganserve sample` were chosen, of the job in its `manifest.json`."""
+    if not isinstance(job, dict):  # another's set
+        return "plain"
+    proposals, least = job.get("proposals", 1), job.get("min_realness")
+    text = sampler_text("mh" if proposals > 1 else "plain", proposals)
+    return text if least is None else f"{text}, realness of at least {least:g}"
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:

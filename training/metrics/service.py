@@ -10,14 +10,18 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any, Final
 
 import numpy as np
 
+from models.calibration import DEFAULT_PROPOSALS
 from models.errors import InvalidValue
 from training.errors import ServiceError
-from training.metrics.counting import counted
-from training.metrics.fakes import Fakes, default_classes, evaluation_seeds
+from training.metrics.classes import ClassIdx
+from training.metrics.extractor import Images
+from training.metrics.fakes import Fakes, Wanted, evaluation_seeds, made, sampler_text
 
 _ROWS_A_REQUEST: Final = 512
 _TIMEOUT_S: Final = 120
@@ -25,37 +29,52 @@ _TRIES: Final = 20
 _MODELS: Final = "/v1/models"
 
 
-def ask_service(url: str, count: int, seed: int, truncation_psi: float, api_key: str | None) -> Fakes:
+def ask_service(url: str, wanted: Wanted, api_key: str | None) -> Fakes:
     """Ask for the images of evaluation's seeds, many a request, as raw pixels.
 
-    Raises ServiceError for an answer that is none, and where the model changes meanwhile.
+    Raises InvalidValue for a model that is not served, ServiceError for an answer that is not the service's,
+    and where the model changes meanwhile.
     """
     base, _, name = url.rstrip("/").partition(f"{_MODELS}/")
-    models = json.loads(_ask(base + _MODELS, None, api_key)[0])["models"]
-    facts = next((one for one in models if name in ("", one["name"])), None)
-    if facts is None:
-        known = ", ".join(one["name"] for one in models)
-        raise InvalidValue(f"the service at {base} serves {known}, not {name}")
-    seeds = evaluation_seeds(seed, count)
-    img_bytes = facts["img_height"] * facts["img_width"] * facts["img_channels"]
-    limits = facts["limits"]
-    rows_a_request = max(1, min(_ROWS_A_REQUEST, limits["max_rows"], limits["max_pixel_bytes"] // img_bytes))
-    parts = []
-    for first in counted("images", range(0, count, rows_a_request)):
-        asked = seeds[first : first + rows_a_request]
-        body: dict[str, Any] = {"model": facts["name"], "seed": asked[0], "n": len(asked), "format": "npy"}
-        body["priority"] = "batch"
-        if truncation_psi != 1:
-            body["truncation_psi"] = truncation_psi
-        content, digest = _ask(f"{base}/v1/samples", body, api_key)
-        if digest != facts["digest"]:
-            raise ServiceError(f"the service at {base} serves another {facts['name']} meanwhile: try again")
-        parts.append(np.load(io.BytesIO(content), allow_pickle=False))
+    content, _ = _ask(base + _MODELS, None, api_key)
+    try:
+        models = json.loads(content)["models"]
+        served = {one["name"]: one for one in models}
+        facts = served[name] if name in served else models[0]
+        label, digest = f"{facts['name']}:{facts['version']}", facts["digest"]
+        img_bytes = facts["img_height"] * facts["img_width"] * facts["img_channels"]
+        most_rows = min(facts["limits"]["max_rows"], facts["limits"]["max_pixel_bytes"] // img_bytes)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ServiceError(f"{base + _MODELS} does not answer as ganserve does: {error!r}") from None
+    if name and name not in served:
+        raise InvalidValue(f"the service at {base} serves {', '.join(served)}, not {name}")
+    own = (facts.get("discriminator") or {}).get("proposals", DEFAULT_PROPOSALS)
+    proposals = 1 if wanted.sampler == "plain" else wanted.proposals or own
+    body: dict[str, Any] = {"model": facts["name"], "format": "npy", "priority": "batch"}
+    if wanted.truncation_psi != 1:
+        body["truncation_psi"] = wanted.truncation_psi
+    if wanted.sampler != "plain":
+        body |= {"sampler": wanted.sampler, "proposals": proposals}
+
+    def make(seeds: Sequence[int], class_idx: ClassIdx) -> Images:
+        answer, found = _ask(f"{base}/v1/samples", body | {"seed": seeds[0], "n": len(seeds)}, api_key)
+        if found != digest:
+            raise ServiceError(f"{base} began to serve another {facts['name']} meanwhile: try again")
+        images: Images = np.load(io.BytesIO(answer), allow_pickle=False)
+        return images
+
+    images, class_idx = made(
+        make,
+        evaluation_seeds(wanted.seed, wanted.n),
+        facts["num_classes"],
+        rows_a_pass=max(1, min(_ROWS_A_REQUEST, most_rows) // proposals),
+    )
     return Fakes(
-        label=f"{facts['name']}:{facts['version']} at {base}",
-        images=np.concatenate(parts),
-        class_idx=default_classes(seeds, facts["num_classes"]),
-        truncation_psi=truncation_psi,
+        label=f"{label} at {base}",
+        images=images,
+        class_idx=class_idx,
+        truncation_psi=wanted.truncation_psi,
+        sampler=sampler_text(wanted.sampler, proposals),
     )
 
 
@@ -65,16 +84,17 @@ def _ask(url: str, body: dict[str, Any] | None, api_key: str | None) -> tuple[by
     if api_key:
         headers["authorization"] = f"Bearer {api_key}"
     content = None if body is None else json.dumps(body).encode()
-    for trial in range(_TRIES):
+    for trial in range(1, _TRIES + 1):
         try:
             request = urllib.request.Request(url, content, headers)
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
                 return answer.read(), answer.headers["X-Model-Digest"]
         except urllib.error.HTTPError as error:
-            if error.code not in (429, 503) or trial == _TRIES - 1:
+            if error.code not in (429, 503) or trial == _TRIES:
                 raise ServiceError(f"{url} answers {error.code}: {_sentence(error)}") from None
-            time.sleep(float(error.headers.get("Retry-After", 1)))
-        except (urllib.error.URLError, OSError, ValueError) as error:
+            retry_after = error.headers.get("Retry-After", "")
+            time.sleep(int(retry_after) if retry_after.isdecimal() else 1)
+        except (OSError, HTTPException, ValueError) as error:  # a URLError is an OSError
             raise ServiceError(f"{url} cannot be asked: {getattr(error, 'reason', error)}") from None
     raise AssertionError("the last trial returns or raises")
 
@@ -82,5 +102,5 @@ def _ask(url: str, body: dict[str, Any] | None, api_key: str | None) -> tuple[by
 def _sentence(error: urllib.error.HTTPError) -> str:
     try:
         return str(json.loads(error.read())["error"])
-    except (ValueError, KeyError, TypeError):
-        return error.reason
+    except (OSError, ValueError, KeyError, TypeError):
+        return str(error.reason)

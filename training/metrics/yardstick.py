@@ -22,6 +22,7 @@ from training.metrics.measure import (
     SET_FIGURES,
     Reference,
     check_figures,
+    check_images,
     class_accuracies,
     draw,
     measure,
@@ -32,8 +33,6 @@ from training.metrics.protocol import Figure, Protocol
 
 DEFAULT_EXTRACTOR: Final = "efficientnet-lite0"
 """Where none is shipped that learned from the data."""
-
-
 RATIOS: Final = ("frechet_distance", "fid", "training_distance")
 """Figures that are told as a multiple of what real images get."""
 
@@ -92,16 +91,31 @@ class Yardstick:
         check_figures(names)
         psi, sampler = fakes.truncation_psi, fakes.sampler
         of_sets = tuple(name for name in SET_FIGURES if name in names)
+        answers = None
+        if set(names) - {"sharpness", "class_accuracy"}:
+            check_images(self._reals.images, fakes.images)
+            answers = self._reals.extractor.answers(fakes.images)
         taken: list[Figure] = []
         if of_sets:
-            found = measure(self._reals, fakes.images, figures=of_sets, truncation_psi=psi, sampler=sampler)
+            found = measure(
+                self._reals,
+                fakes.images,
+                figures=of_sets,
+                answers=answers,
+                truncation_psi=psi,
+                sampler=sampler,
+            )
             taken += with_reals(found, self._floor(len(fakes.images), of_sets))
         asked_for, labels = fakes.class_idx, self._labels
         if "class_accuracy" in names and self._judged and labels is not None and asked_for is not None:
             pair = fakes.images, asked_for
             taken += class_accuracies(self._judged, labels, *pair, truncation_psi=psi, sampler=sampler)
         if "training_distance" in names:
-            taken.append(training_distance(self._training, fakes.images, truncation_psi=psi, sampler=sampler))
+            taken.append(
+                training_distance(
+                    self._training, fakes.images, answers=answers, truncation_psi=psi, sampler=sampler
+                )
+            )
         if asked is not None:
             self._check_taken(names, taken)
         return tuple(taken)

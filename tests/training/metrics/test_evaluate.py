@@ -21,8 +21,8 @@ from training.__main__ import main
 from training.data import Dataset, open_dataset
 from training.export import export_run
 from training.loop import train
-from training.metrics.fakes import Fakes, evaluation_seeds
-from training.metrics.targets import Wanted, images_of_artifact, images_of_snapshot
+from training.metrics.fakes import Fakes, Wanted, evaluation_seeds
+from training.metrics.targets import images_of_artifact, images_of_snapshot
 from training.metrics.yardstick import Yardstick
 from training.run_folder import RunFolder
 from training.snapshot import load_newest
