@@ -72,12 +72,17 @@ def sampled(place: Path, out: Path, *flags: str) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def folder(place: Path) -> Path:
+    """The images of evaluation as a folder of PNGs."""
+    return sampled(place, place / "png", "--format", "png")
+
+
 def test_artifact_files_and_service_have_the_same_figures_to_the_last_bit(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published = figures("toy:1", place, capsys)
 
-    folder = sampled(place, tmp_path / "png", "--format", "png")
     tars = sampled(place, tmp_path / "tars", "--format", "webdataset", "--shard-size", "25")
     archive = sampled(place, tmp_path / "zip", "--format", "zip")
     server = Server(place / "store", "--model", "toy", "--workers", "1", log=tmp_path / "log")
@@ -118,8 +123,7 @@ def test_images_in_files_carry_their_truncation_and_how_they_were_chosen(
     assert of_picked["protocol"]["n_fake"] < N
 
 
-def test_an_artifact_and_files_are_evaluated_without_torch(place: Path, tmp_path: Path) -> None:
-    folder = sampled(place, tmp_path / "png", "--format", "png")
+def test_an_artifact_and_files_are_evaluated_without_torch(place: Path, folder: Path) -> None:
     verbs = [
         command("toy:1", place),
         command(folder, place),

@@ -16,7 +16,7 @@ from toy_extractor import save_toy_extractor
 from toy_training import toy_config, toy_dataset
 
 from models.errors import InvalidValue
-from models.store import Store
+from models.store import Artifact, Store
 from training.__main__ import main
 from training.data import Dataset, open_dataset
 from training.export import export_run
@@ -91,8 +91,11 @@ def test_a_run_that_is_evaluated_on_its_way_ends_as_one_that_was_left_alone(
     assert kept["cur_nimg"] == NIMG
 
 
-def test_an_export_takes_the_figures_of_its_own_weights_the_last_of_each(place: Path, tmp_path: Path) -> None:
-    run, store = RunFolder(tmp_path / "run"), Store(tmp_path / "store")
+@pytest.fixture(scope="module")
+def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Artifact, list[Any]]:
+    """A run that was judged on its way and three times at its end, its artifact, and the earlier figures."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = RunFolder(folder / "run")
     trained(run, NIMG)
     assert main(words(run.path, place)) == 0
     earlier = run.figures_of(load_newest(run).weights)
@@ -102,21 +105,36 @@ def test_an_export_takes_the_figures_of_its_own_weights_the_last_of_each(place: 
         assert main(words(run.path, place, *flags)) == 0
     with run.metrics_file.open("ab") as file:
         file.write(b'{"cur_nimg": 128, "weights": "cut o')  # by a kill
-    after, halved = (export_run(run, store, name="halves", precision=one) for one in ("fp32", "fp16"))
+    return run, export_run(run, Store(folder / "store"), name="halves"), earlier
 
-    assert halved.manifest.metrics == ()  # whose weights are others
-    taken = store.resolve("halves:1").manifest.metrics
-    assert taken == after.manifest.metrics
+
+def test_an_export_takes_the_figures_of_its_own_weights_the_last_of_each(
+    finished: tuple[RunFolder, Artifact, list[Any]],
+) -> None:
+    _, artifact, earlier = finished
+
+    taken = artifact.manifest.metrics
+
     assert len(taken) == len(earlier) + 1
     assert [one["name"] for one in taken].count("coverage") == 2
     assert {one["name"]: one for one in taken}["coverage"]["protocol"]["truncation_psi"] == 0.5
     assert {one["name"]: one["value"] for one in earlier} != {one["name"]: one["value"] for one in taken[:-1]}
 
 
-def test_images_of_a_run_are_those_of_its_artifact_to_a_grey_level(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
-    trained(run, NIMG)
-    artifact = export_run(run, Store(tmp_path / "store"), name="halves")
+def test_an_export_of_halved_weights_takes_none_since_it_has_others(
+    finished: tuple[RunFolder, Artifact, list[Any]], tmp_path: Path
+) -> None:
+    run, _, _ = finished
+
+    artifact = export_run(run, Store(tmp_path), name="halves", precision="fp16")
+
+    assert artifact.manifest.metrics == ()
+
+
+def test_images_of_a_run_are_those_of_its_artifact_to_a_grey_level(
+    finished: tuple[RunFolder, Artifact, list[Any]],
+) -> None:
+    run, artifact, _ = finished
     wanted = Wanted(n=30, seed=7, truncation_psi=0.8)
 
     by_torch, published = images_of_snapshot(load_newest(run), wanted), images_of_artifact(artifact, wanted)
