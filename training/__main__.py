@@ -31,8 +31,10 @@ from training.log import said_at_the_prompt
 from training.presets import MEASURED, PRESETS, preset
 from training.run_folder import RunFolder
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is loaded where it is needed
     from training.compare.runs import ComparedRun
+    from training.coverage.runs import CoverageRun
+    from training.data.mixtures import Mixture
 
 _COLLAPSED_CODE = 3
 _STOPPED_BY_ANOTHER_CODE = 4
@@ -239,7 +241,6 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _coverage(options: argparse.Namespace) -> int:
     from training.coverage import recipes, search, table
-    from training.coverage.runs import play_all
     from training.data.mixtures import MIXTURES
 
     mixture = MIXTURES[options.mixture]
@@ -248,28 +249,47 @@ def _coverage(options: argparse.Namespace) -> int:
     if len(set(names)) < len(names):
         raise InvalidValue(f"--recipes must name each recipe once, got {show(options.recipes)}")
     if options.tune:
-        total_kimg = options.total_kimg or recipes.TRIAL_KIMG[mixture.name]
-        configs = search.trial_configs(names, total_kimg=total_kimg, num_seeds=options.seeds or 2)
+        candidates = {name: trials for name in names if (trials := recipes.trials(name))}
+        if not candidates:
+            raise InvalidValue(
+                "--recipes must name one that is searched with --tune, "
+                f"got {show(options.recipes)}, which takes the settings of another"
+            )
+        for total_kimg in [options.total_kimg] if options.total_kimg else recipes.TRIAL_KIMG[mixture.name]:
+            configs = search.trial_configs(candidates, total_kimg=total_kimg, num_seeds=options.seeds or 2)
+            runs = _play_coverage(mixture, configs, options)
+            candidates = search.better_half(runs)
+        groups = search.best_runs(runs)
     else:
         total_kimg = options.total_kimg or recipes.TOTAL_KIMG[mixture.name]
-        configs = recipes.tuned_configs(
-            names, mixture.name, total_kimg=total_kimg, num_seeds=options.seeds or 5
+        configs = recipes.table_configs(
+            names,
+            mixture.name,
+            total_kimg=total_kimg,
+            num_seeds=options.seeds or 5,
+            settings=options.settings,
         )
-    if not configs:
-        raise InvalidValue(
-            "--recipes must name one that is searched with --tune, "
-            f"got {show(options.recipes)}, which takes the settings of another"
-        )
-    print(f"{mixture.name}: {len(configs)} runs of {total_kimg:g} kimg, kept in {options.out}")
+        groups = table.by_recipe(_play_coverage(mixture, configs, options))
+    print(table.HEADER)
+    for group in groups:
+        print(table.worst_line(group))
+    return 0
+
+
+def _play_coverage(
+    mixture: Mixture, configs: Sequence[TrainConfig], options: argparse.Namespace
+) -> list[CoverageRun]:
+    """Play runs of one length, and print each as it ends."""
+    from training.coverage import table
+    from training.coverage.runs import play_all
+
+    print(f"{mixture.name}: {len(configs)} runs of {configs[0].total_kimg:g} kimg, kept in {options.out}")
     print(table.HEADER, flush=True)
     runs = []
     for run in play_all(mixture, configs, options.out, processes=options.processes):
         runs.append(run)
         print(table.run_line(run), flush=True)
-    print(table.HEADER)
-    for group in search.best_runs(runs) if options.tune else table.by_recipe(runs):
-        print(table.worst_line(group))
-    return 0
+    return runs
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -550,7 +570,11 @@ def _parser() -> argparse.ArgumentParser:
     coverage.add_argument(
         "--total-kimg", metavar="K", type=_positive_float, help="length of a run (default: the mixture's)"
     )
-    coverage.add_argument("--tune", action="store_true", help="play the search, and show what it chooses")
+    which = coverage.add_mutually_exclusive_group()
+    which.add_argument("--tune", action="store_true", help="play the search, and show what it chooses")
+    which.add_argument(
+        "--settings", metavar="LR,BETA1[,WEIGHT]", default="", help="default: what the search chose for each"
+    )
     coverage.add_argument(
         "--processes", metavar="N", type=_positive_int, default=1, help="runs at a time, one thread each (1)"
     )

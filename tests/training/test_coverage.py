@@ -17,13 +17,13 @@ from training.coverage.recipes import (
     TUNED,
     Settings,
     config_of,
+    table_configs,
     trials,
     tuned,
-    tuned_configs,
 )
 from training.coverage.runs import CoverageRun, play, play_all, read_runs
-from training.coverage.search import FIRST_SEED, best_runs, trial_configs
-from training.coverage.table import by_recipe, run_line, worst_line
+from training.coverage.search import FIRST_SEED, best_runs, better_half, trial_configs
+from training.coverage.table import by_recipe, run_line, settings_of, worst_line
 from training.data.mixtures import MIXTURES, Coverage, ring
 from training.errors import RunError
 
@@ -90,8 +90,10 @@ def test_recipes_differ_in_their_game_alone() -> None:
 
 
 def test_the_seeds_of_the_search_are_none_of_the_table() -> None:
-    searched = {config.seed for config in trial_configs(["minimax"], total_kimg=1, num_seeds=2)}
-    shown = {config.seed for config in tuned_configs(["rpgan-r1-r2"], "ring", total_kimg=1, num_seeds=5)}
+    searched = {
+        config.seed for config in trial_configs({"minimax": trials("minimax")}, total_kimg=1, num_seeds=2)
+    }
+    shown = {config.seed for config in table_configs(["rpgan-r1-r2"], "ring", total_kimg=1, num_seeds=5)}
 
     assert searched == {FIRST_SEED, FIRST_SEED + 1}
     assert shown == set(range(5))
@@ -108,6 +110,27 @@ def test_the_best_trial_has_most_modes10_and_then_most_high_quality() -> None:
     (best,) = best_runs(runs)
 
     assert [(run.config.G_lr, run.config.seed) for run in best] == [(2e-3, 1), (2e-3, 2)]
+
+
+def test_the_better_half_of_a_round_is_played_longer_in_the_next() -> None:
+    results = {5e-4: (7, 0.9), 1e-3: (8, 0.4), 2e-3: (8, 0.6), 4e-3: (1, 0.1)}
+    runs = [
+        run_of(tiny(name, lr=lr), modes10=modes10, high_quality=high_quality)
+        for name in ("minimax", "lsgan")
+        for lr, (modes10, high_quality) in results.items()
+    ]
+
+    candidates = better_half(runs)
+    configs = trial_configs(candidates, total_kimg=2, num_seeds=1)
+
+    assert {name: [one.lr for one in trials] for name, trials in candidates.items()} == {
+        "minimax": [2e-3, 1e-3],
+        "lsgan": [2e-3, 1e-3],
+    }
+    assert [(config.preset, config.G_lr, config.total_kimg, config.seed) for config in configs] == [
+        (name, lr, 2, FIRST_SEED) for name in ("minimax", "lsgan") for lr in (2e-3, 1e-3)
+    ]
+    assert all(len(trials) == 1 for trials in better_half(runs[:1]).values())
 
 
 def test_the_worst_of_a_recipe_is_the_worst_of_each_figure() -> None:
@@ -195,7 +218,40 @@ def test_a_file_of_something_else_is_refused_by_line(line: str, tmp_path: Path) 
 
 def test_an_unknown_recipe_is_refused_by_name() -> None:
     with pytest.raises(InvalidValue, match=r"recipes must be of minimax, .*, got 'rpgan'"):
-        tuned_configs(["rpgan"], "ring", total_kimg=1, num_seeds=1)
+        table_configs(["rpgan"], "ring", total_kimg=1, num_seeds=1)
+
+
+def test_settings_of_ones_own_stand_in_for_the_tuned_ones() -> None:
+    def played(name: str, settings: str) -> list[Settings]:
+        configs = table_configs([name], "ring", total_kimg=1, num_seeds=1, settings=settings)
+        return [settings_of(run_of(config, modes10=8)) for config in configs]
+
+    assert played("rpgan-r1-r2-lazy", "2e-3,0,0.1") == [Settings(lr=2e-3, beta1=0, weight=0.1)]
+    assert played("minimax", "1e-3,0.5") == [Settings(lr=1e-3, beta1=0.5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        (
+            "minimax",
+            "1e-3,0,0.1",
+            "--settings must be lr,beta1 for minimax, numbers with commas, got '1e-3,0,0.1'",
+        ),
+        (
+            "wgan-gp",
+            "1e-3,0",
+            "--settings must be lr,beta1,weight for wgan-gp, numbers with commas, got '1e-3,0'",
+        ),
+        ("minimax", "fast,0", "--settings must be lr,beta1 for minimax, numbers with commas, got 'fast,0'"),
+        ("minimax", "2,0", "G_lr must be between 1e-09 and 1, got 2.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_a_sentence(name: str, text: str, sentence: str) -> None:
+    with pytest.raises(InvalidValue) as refusal:
+        table_configs([name], "ring", total_kimg=1, num_seeds=1, settings=text)
+
+    assert str(refusal.value) == sentence
 
 
 def test_a_search_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

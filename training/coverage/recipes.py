@@ -4,7 +4,8 @@ Everything that is not the recipe is the same for all: the pair (three hidden la
 batches of 128, one step of D a step of G, Adam's beta2 0.99, learning rates on a cosine from the first
 image down to 0.5 %. What is searched is the learning rate of both networks, Adam's beta1 and, where a
 recipe has a penalty, its weight: `trials` lists the same eight pairs of learning rate and beta1 for every
-recipe, and `gantrain coverage --tune` plays them, on seeds of their own. `TUNED` holds what was chosen.
+recipe, and `gantrain coverage --tune` plays them, on seeds of their own, in rounds: the better half of one
+is played longer in the next (Jamieson 2015, arXiv:1502.07943). `TUNED` holds what was chosen.
 Refuses to own: training, the measures.
 """
 
@@ -24,13 +25,13 @@ GAMMAS: Final = (0.1, 0.02)
 """Of R1 and R2, in coordinates of unit size."""
 GP_WEIGHTS: Final = (0.1, 1.0)
 
-TRIAL_KIMG: Final[Mapping[str, float]] = {"ring": 128, "grid": 384}
-"""Length of a trial of the search on each mixture."""
+TRIAL_KIMG: Final[Mapping[str, tuple[float, ...]]] = {"ring": (128,), "grid": (192, 384)}
+"""Length of a trial in each round of the search on each mixture."""
 TOTAL_KIMG: Final[Mapping[str, float]] = {"ring": 1_280, "grid": 3_072}
 """Length of a run on each mixture."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Settings:
     """What is searched."""
 
@@ -91,15 +92,32 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def tuned_configs(
-    names: Iterable[str], mixture: str, *, total_kimg: float, num_seeds: int
+def table_configs(
+    names: Iterable[str], mixture: str, *, total_kimg: float, num_seeds: int, settings: str = ""
 ) -> list[TrainConfig]:
-    """Every recipe with its tuned settings, on the seeds from 0 on."""
+    """Every recipe on the seeds from 0 on, with its tuned settings or with `settings`: lr,beta1[,weight]."""
     return [
-        config_of(name, tuned(name, mixture), total_kimg=total_kimg, seed=seed)
+        config_of(name, chosen, total_kimg=total_kimg, seed=seed)
         for name in names
+        for chosen in [settings_from(settings, name) if settings else tuned(name, mixture)]
         for seed in range(num_seeds)
     ]
+
+
+def settings_from(text: str, name: str) -> Settings:
+    """Read settings for a recipe, lr,beta1 and, where it has a penalty, its weight.
+
+    Raises InvalidValue for anything else; what the numbers may be, a config says.
+    """
+    wanted = 3 if recipe(name).weight_fields else 2
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != wanted:
+        words = "lr,beta1,weight" if wanted == 3 else "lr,beta1"
+        raise InvalidValue(f"--settings must be {words} for {name}, numbers with commas, got {show(text)}")
+    return Settings(*numbers)
 
 
 def tuned(name: str, mixture: str) -> Settings:
