@@ -169,6 +169,8 @@ def test_what_its_discriminator_is_good_for_is_told_with_its_figures(trained: Ma
 
     assert "σ(0.91 · logit -0.2), fitted on 5,000 images of fashion-mnist that D never saw" in offered
     assert "D chooses out of 12 images (Metropolis-Hastings)." in offered
-    assert "resize none, sampler mh, 12 proposals, seed 0:\n\n|  | this generator |\n| --- | --- |\n" in offered
+    assert (
+        "resize none, sampler mh, 12 proposals, seed 0:\n\n|  | this generator |\n| --- | --- |\n" in offered
+    )
     assert '`"sampler": "mh"` is not offered: it gains too little.' in refused
     assert absent == "None is beside it: it was not exported."

@@ -52,7 +52,7 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     """
     product = np.linalg.eigvalsh(p.root @ q.covariance @ p.root).clip(0)
     traces = np.trace(p.covariance) + np.trace(q.covariance) - 2 * np.sqrt(product).sum()
-    return float(np.square(p.mean - q.mean).sum() + traces)
+    return max(0.0, float(np.square(p.mean - q.mean).sum() + traces))  # below only by rounding
 
 
 def frechet_distance_limit(reals: Gaussian, fakes: Features, seed: int) -> float:

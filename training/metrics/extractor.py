@@ -23,6 +23,7 @@ import numpy.typing as npt
 from models.errors import InvalidValue, show
 from models.store import sha256_of
 from training.graph_session import open_session
+from training.metrics.counting import counted
 
 Images = npt.NDArray[np.uint8]
 """[N, H, W, C]"""
@@ -106,7 +107,8 @@ def in_passes(
     run: Callable[[Images], Sequence[Any]], images: Images, outputs: list[str], rows_a_pass: int = _ROWS_A_RUN
 ) -> Answers:
     """Run an extractor on a few images at a time, and put together what it answers under `outputs`."""
-    parts = [run(images[first : first + rows_a_pass]) for first in range(0, len(images), rows_a_pass)]
+    passes = counted("features", range(0, len(images), rows_a_pass))
+    parts = [run(images[first : first + rows_a_pass]) for first in passes]
     joined = {
         name: np.concatenate([np.asarray(part[i], dtype=np.float32) for part in parts])
         for i, name in enumerate(outputs)
