@@ -119,7 +119,7 @@ class _MinibatchStatistics(Discriminator):
     """Looks at the spread of its batch, as Karras 2018 does."""
 
     def __init__(self) -> None:
-        super().__init__(num_classes=2)
+        super().__init__(toy_config(), HELD_OUT.shape)
         self.to_logit = nn.Linear(256, 1)
 
     def forward(self, samples: Tensor, class_idx: Tensor | None = None) -> Tensor:
@@ -198,9 +198,10 @@ def test_mh_is_offered_where_the_distance_falls_and_realness_alone_where_it_does
 
     plain, chosen = (one["value"] for one in helps["measured"] if one["name"] == "frechet_distance")
     assert chosen < 0.5 * plain
+    assert helps["plain_spread"]["mean"] == pytest.approx(plain, rel=0.2)
     assert helps["mh"]
     assert not useless["mh"]
-    assert "it must fall by 2%" in useless["why_not"]
+    assert "by 2% and two deviations" in useless["why_not"]
     assert useless["scale"] > 0
     assert not unmeasured["mh"]
     assert "was not measured" in unmeasured["why_not"]
