@@ -30,7 +30,7 @@ from service.encoding import Format, encode_image, encode_walk
 from service.generator import Generator
 from service.provenance import Mark, Rendering, read_mark
 from service.rows import Rows
-from service.session import Session
+from service.session import DiscriminatorSession, Session
 
 Verdict = Literal["identical", "same pixels", "differs", "not ours", "cannot tell"]
 
@@ -96,10 +96,16 @@ def verify_files(
 
 
 def replay_golden(artifact: Artifact, accelerator: Accelerator = "cpu", threads: int = 1) -> tuple[int, str]:
-    """Make all golden rows of an artifact again; return the largest grey-level difference and a sentence."""
+    """Make all golden rows of an artifact again; return the largest grey-level difference and a sentence.
+
+    Where it has a discriminator the sentence says of its logits, too; they change no level.
+    """
     session = Session(artifact, accelerator, threads)
     levels = session.golden_difference()
     result = "bit_exact" if levels == 0 else f"differ by up to {levels} of 255 grey levels"
+    if artifact.manifest.calibration is not None:
+        off = DiscriminatorSession(artifact, accelerator, threads).golden_difference()
+        result += ", their realness the same" if off == 0 else f", their realness off by {off:.3f} of a logit"
     return levels, (
         f"{artifact.address} ({artifact.digest[:12]}): golden rows {result} on {session.provider}, "
         f"ONNX Runtime {session.runtime_version}"

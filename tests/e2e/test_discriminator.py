@@ -145,6 +145,30 @@ def test_a_chosen_image_says_how_and_verify_proves_it(
     assert "6 images: 6 identical" in capsys.readouterr().out
 
 
+def test_a_worker_that_is_killed_among_chosen_images_is_not_noticed(server: Server) -> None:
+    asked = {"seed": 700, "n": 60, "sampler": "mh", "proposals": 16, "realness": True, "container": "json"}
+    wanted = post(server, **asked).json()
+
+    with ThreadPoolExecutor(4) as clients:
+        answers = [clients.submit(post, server, **asked) for _ in range(4)]
+        server.workers()[0].kill()
+        made = [answer.result() for answer in answers]
+
+    assert [answer.json() for answer in made] == [wanted] * 4
+    assert (
+        server.metric("ganserve_worker_restarts_total", model="judged")
+        + server.metric("ganserve_worker_restarts_total", model="told")
+        == 1
+    )
+
+
+def test_deep_verification_replays_the_discriminator(
+    judged_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", "--store", str(judged_store), "--deep", "judged"]) == 0
+    assert "golden rows bit_exact, their realness the same on CPUExecutionProvider" in capsys.readouterr().out
+
+
 def test_an_offline_set_of_chosen_images_is_what_the_endpoint_gives(
     server: Server, judged_store: Path, tmp_path: Path
 ) -> None:
