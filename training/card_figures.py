@@ -37,7 +37,8 @@ _NUMBERS: Final = {
     "training_distance": "distance to the nearest training image",
 }
 _WEAKEST: Final = "class_accuracy_"
-"""Begins the name of a figure of one class, the number of which ends it."""
+_LEAST_VARIED: Final = "class_variety_"
+"""These begin the name of a figure of one class, the number of which ends it."""
 _GROUPED: Final = ("extractor", "extractor_digest", "data", "data_digest", "split", "n_real", "n_fake")
 
 
@@ -67,13 +68,15 @@ def label(name: str) -> str:
     """What a figure is called for people."""
     if name.startswith(_WEAKEST):
         return f"the same of class {name.removeprefix(_WEAKEST)}, where it is lowest"
+    if name.startswith(_LEAST_VARIED):
+        return f"variety of class {name.removeprefix(_LEAST_VARIED)}, where it is lowest"
     return _SHARES.get(name) or _NUMBERS.get(name, name)
 
 
 def failings(figures: Iterable[Facts], class_names: Sequence[str] = ()) -> list[str]:
     """Sentences on where the plain figures of a generator are worse than those of reals, with their numbers.
 
-    Its weakest class is named whatever its figure.
+    Its weakest class and the least varied one are named whatever their figures.
     """
     plain = {
         figure["name"]: figure
@@ -81,9 +84,12 @@ def failings(figures: Iterable[Facts], class_names: Sequence[str] = ()) -> list[
         if not {"truncation_psi", "sampler"} & set(figure["protocol"])
     }
     sentences = [say(plain[name]) for name, say in _FAILINGS.items() if name in plain and _fails(plain[name])]
-    return sentences + [
-        _weakest(one, class_names) for name, one in plain.items() if name.startswith(_WEAKEST)
-    ]
+    for name, figure in plain.items():
+        for prefix, say_of in _OF_A_CLASS.items():
+            if name.startswith(prefix):
+                k = name.removeprefix(prefix)
+                sentences.append(say_of(figure, class_names[int(k)] if class_names else k))
+    return sentences
 
 
 def _fails(figure: Facts) -> bool:
@@ -96,10 +102,12 @@ def _fails(figure: Facts) -> bool:
     return bool(value > of_reals if name == "class_max_share" else value < of_reals)
 
 
-def _weakest(figure: Facts, class_names: Sequence[str]) -> str:
-    k = figure["name"].removeprefix(_WEAKEST)
-    name = class_names[int(k)] if class_names else k
+def _weakest(figure: Facts, name: str) -> str:
     return f"Its weakest class is {name}, found in {figure['value']:.1%} of its images{_reals(figure)}."
+
+
+def _least_varied(figure: Facts, name: str) -> str:
+    return f"Its least varied class is {name}: its spread is {figure['value']:.2f} of that of real images."
 
 
 def _coverage(figure: Facts) -> str:
@@ -138,6 +146,7 @@ def _training_distance(figure: Facts) -> str:
 
 
 _SHARPNESS_NEAR: Final = 0.05
+_OF_A_CLASS: Final = {_WEAKEST: _weakest, _LEAST_VARIED: _least_varied}
 _FAILINGS: Final = {
     "class_accuracy": _class_accuracy,
     "class_min_share": _rarest,

@@ -98,6 +98,7 @@ def test_what_is_wrong_with_it_follows_from_its_plain_figures(trained: Manifest)
         figure("coverage", 0.5, PROTOCOL | {"truncation_psi": 0.7}),
         figure("sharpness", 0.98, PROTOCOL | {"extractor": "pixels"}),
         figure("training_distance", 3.0, of_reals=4.0),
+        figure("class_variety_8", 0.5, of_reals=1.0),
     )
 
     assert part(card_text(replace(trained, metrics=figures)), "Known failings").splitlines() == [
@@ -107,6 +108,7 @@ def test_what_is_wrong_with_it_follows_from_its_plain_figures(trained: Manifest)
         "neighbourhood (coverage; of real images: 97.0%).",
         "- It copies in part: its images are nearer to a training image than those are to each other "
         "(median 3 and 4).",
+        "- Its least varied class is Bag: its spread is 0.50 of that of real images.",
         "- Its weakest class is Shirt, found in 70.0% of its images; of real images: 75.0%.",
     ]
 

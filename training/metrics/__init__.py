@@ -25,6 +25,7 @@ from training.metrics.extractor import open_extractor
 from training.metrics.measure import (
     Reference,
     class_accuracies,
+    class_variety,
     draw,
     measure,
     training_distance,
@@ -37,6 +38,7 @@ __all__ = [
     "Protocol",
     "Reference",
     "class_accuracies",
+    "class_variety",
     "draw",
     "measure",
     "open_extractor",

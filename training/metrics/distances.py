@@ -55,6 +55,11 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
     return max(0.0, float(np.square(p.mean - q.mean).sum() + traces))  # below only by rounding
 
 
+def deviation(features: Features) -> float:
+    """The standard deviation of features [N, F], over all of them: the root of the covariance's trace."""
+    return float(np.sqrt(features.astype(np.float64).var(axis=0, ddof=1).sum()))
+
+
 def frechet_distance_limit(reals: Gaussian, fakes: Features, seed: int) -> float:
     """The Fréchet distance that endless fakes [N, F] would have: Chong 2020, arXiv:1911.07023.
 

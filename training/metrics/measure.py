@@ -20,6 +20,7 @@ from training.metrics.classes import ClassIdx, Logits, accuracy, histogram, ince
 from training.metrics.distances import (
     Features,
     Gaussian,
+    deviation,
     frechet_distance,
     frechet_distance_limit,
     kernel_distance,
@@ -139,7 +140,7 @@ _GROUPS: Final = (
 )
 SET_FIGURES: Final = (*(name for group in _GROUPS for name in group.names), "sharpness")
 """What `measure` takes of two sets of images."""
-FIGURES: Final = (*SET_FIGURES, "class_accuracy", "training_distance")
+FIGURES: Final = (*SET_FIGURES, "class_accuracy", "class_variety", "training_distance")
 """All that there are."""
 
 
@@ -229,6 +230,36 @@ def class_accuracies(
             of_reals=accuracy(logits_of_reals[of_weakest], weakest) if of_weakest.any() else None,
         ),
     )
+
+
+def class_variety(
+    reals: Reference,
+    class_idx_of_reals: ClassIdx,
+    fakes: Images,
+    class_idx: ClassIdx,
+    *,
+    answers: Answers | None = None,
+    truncation_psi: float = 1.0,
+    sampler: str = "plain",
+) -> Figure | None:
+    """How much images of one class differ, those of reals being 1: `class_variety_K`, of the least varied.
+
+    It is the ratio of the standard deviations within the class K, over all features: near 0 where a class has
+    collapsed to one image, which the figures of all classes together hardly show. Fakes [M, H, W, C] are of
+    the classes [M], reals of [N]; `answers` as of `measure`. None where no class has two images of each.
+    """
+    check_images(reals.images, fakes)
+    features = (answers or reals.extractor.answers(fakes)).features
+    of_each = {}
+    for k in np.unique(class_idx):
+        of_fakes, of_reals = features[class_idx == k], reals.answers.features[class_idx_of_reals == k]
+        if min(len(of_fakes), len(of_reals)) > 1:
+            of_each[int(k)] = deviation(of_fakes) / max(deviation(of_reals), 1e-9)
+    if not of_each:
+        return None
+    least = min(of_each, key=of_each.__getitem__)
+    protocol = reals.protocol(len(fakes), truncation_psi=truncation_psi, sampler=sampler)
+    return Figure(name=f"class_variety_{least}", value=of_each[least], protocol=protocol, of_reals=1.0)
 
 
 def training_distance(

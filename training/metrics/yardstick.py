@@ -6,6 +6,7 @@ Refuses to own: where fakes come from (`training.metrics.targets`), how figures 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from training.metrics.measure import (
     check_figures,
     check_images,
     class_accuracies,
+    class_variety,
     draw,
     measure,
     training_distance,
@@ -110,6 +112,12 @@ class Yardstick:
         if "class_accuracy" in names and self._judged and labels is not None and asked_for is not None:
             pair = fakes.images, asked_for
             taken += class_accuracies(self._judged, labels, *pair, truncation_psi=psi, sampler=sampler)
+        if "class_variety" in names and labels is not None and asked_for is not None:
+            pair = fakes.images, asked_for
+            variety = class_variety(
+                self._reals, labels, *pair, answers=answers, truncation_psi=psi, sampler=sampler
+            )
+            taken += [variety] if variety else []
         if "training_distance" in names:
             taken.append(
                 training_distance(
@@ -142,9 +150,9 @@ class Yardstick:
 
     def _check_taken(self, names: Collection[str], taken: Collection[Figure]) -> None:
         plain = {inception: name for name, inception in INCEPTION_NAMES.items()}
-        found = {plain.get(one.name, one.name) for one in taken}
+        found = {re.sub(r"_\d+$", "", plain.get(one.name, one.name)) for one in taken}  # of one class
         if missing := [name for name in names if name not in found]:
             raise InvalidValue(
-                f"{missing[0]} cannot be taken here: it needs a classifier, and class_accuracy the class "
-                "that each image was to show"
+                f"{missing[0]} cannot be taken here: it needs a classifier, and class_accuracy and "
+                "class_variety the class that each image was to show"
             )

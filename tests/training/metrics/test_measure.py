@@ -15,6 +15,7 @@ from training.metrics import (
     Figure,
     Reference,
     class_accuracies,
+    class_variety,
     draw,
     measure,
     training_distance,
@@ -167,6 +168,23 @@ def test_class_accuracy_is_of_the_classes_asked_for_and_of_the_weakest_beside_th
     no_classifier = reference(toy_dataset(), extractor=Halves(is_classifier=False))
     with pytest.raises(InvalidValue, match="must be a classifier for class_accuracy, halves has no output"):
         class_accuracies(no_classifier, labels, fakes, asked)
+
+
+def test_a_class_that_collapsed_is_the_least_varied_one_while_reals_have_1() -> None:
+    reals = reference(toy_dataset())
+    _, labels = draw(toy_dataset(), 200, seed=0)
+    fakes, class_idx = draw(toy_dataset(), 200, seed=0)
+    collapsed = fakes.copy()
+    collapsed[class_idx == 1] = fakes[class_idx == 1][0]
+
+    same = class_variety(reals, labels, fakes, class_idx)
+    least = class_variety(reals, labels, collapsed, class_idx)
+
+    assert same is not None
+    assert least is not None
+    assert same.value == pytest.approx(1)
+    assert (least.name, least.value, least.of_reals) == ("class_variety_1", 0.0, 1.0)
+    assert class_variety(reals, np.full(200, 7), fakes, class_idx) is None
 
 
 def test_a_generator_that_copies_is_far_nearer_to_training_than_training_images_are() -> None:
