@@ -98,7 +98,7 @@ def _fails(figure: Facts) -> bool:
     if name == "sharpness":
         return bool(abs(value - 1) > _SHARPNESS_NEAR)
     if of_reals is None:
-        return bool(name != "training_distance")
+        return name in ("class_accuracy", "precision", "coverage")  # which a good generator has near 1
     return bool(value > of_reals if name == "class_max_share" else value < of_reals)
 
 
@@ -114,6 +114,13 @@ def _coverage(figure: Facts) -> str:
     return (
         f"It does not make everything: only {figure['value']:.1%} of the real images have one of its images "
         f"in their neighbourhood (coverage{_reals(figure)})."
+    )
+
+
+def _precision(figure: Facts) -> str:
+    return (
+        f"Only {figure['value']:.1%} of its images are in the neighbourhood of a real one "
+        f"(precision{_reals(figure)})."
     )
 
 
@@ -151,6 +158,7 @@ _FAILINGS: Final = {
     "class_accuracy": _class_accuracy,
     "class_min_share": _rarest,
     "class_max_share": _most,
+    "precision": _precision,
     "coverage": _coverage,
     "sharpness": _sharpness,
     "training_distance": _training_distance,

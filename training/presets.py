@@ -51,6 +51,8 @@ def emoji() -> TrainConfig:
     gantrain train --preset emoji --run-dir RUN_DIR --data package
 
     G: 0.684 M parameters, 15.6 M MACs an image. D: 0.28 M parameters, 10.8 M MACs an image.
+    One thread beside other work: 48 minutes (111 images/s). By `gantrain evaluate` with 1,209 images, on
+    features of EfficientNet-Lite0: Fréchet distance 119, coverage 1.7 %; faces vary 0.48 times as real ones.
     """
     return TrainConfig(
         preset="emoji",

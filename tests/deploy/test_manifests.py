@@ -330,13 +330,14 @@ def test_the_canary_is_the_stable_deployment_but_for_name_track_and_version(
         )
 
 
-def test_the_route_sends_addresses_with_the_stable_digest_to_the_stable_version(
+def test_the_route_sends_addresses_with_a_digest_to_the_version_that_has_it(
     with_components: WithComponents,
 ) -> None:
     documents = with_components("canary", *ADDING)
     (route,) = _of_kind(documents, "HTTPRoute")
-    digest = Store(SHIPPED_STORE).resolve("fashion-mnist:1").digest[:12]
-    prefix = f"/v1/models/fashion-mnist@{digest}"
+    store = Store(SHIPPED_STORE)
+    digests = [store.resolve(f"fashion-mnist:{version}").digest[:12] for version in (1, 2)]
+    stable, canary = (f"/v1/models/fashion-mnist@{digest}" for digest in digests)
     rules = {
         match["path"]["value"]: rule["backendRefs"]
         for rule in route["spec"]["rules"]
@@ -344,7 +345,8 @@ def test_the_route_sends_addresses_with_the_stable_digest_to_the_stable_version(
     }
 
     services = {one["metadata"]["name"] for one in _of_kind(documents, "Service")}
-    assert [one["name"] for one in rules[prefix]] == ["ganserve-stable"]
+    assert [one["name"] for one in rules[stable]] == ["ganserve-stable"]
+    assert [one["name"] for one in rules[canary]] == ["ganserve-canary"]
     assert sum(one["weight"] for one in rules["/v1"]) == 100
     assert {one["name"] for refs in rules.values() for one in refs} <= services
 

@@ -11,8 +11,8 @@ from training.config import TrainConfig
 from training.presets import preset
 
 MAX_BYTES = 25_000_000
-ADDRESSES = ("fashion-mnist:1", "fashion-mnist:2")
-NEWEST = {"fashion-mnist": "fashion-mnist:2"}
+ADDRESSES = ("emoji:1", "fashion-mnist:1", "fashion-mnist:2")
+NEWEST = {"emoji": "emoji:1", "fashion-mnist": "fashion-mnist:2"}
 """The version of each generator that its preset makes as it is; older ones are never written again."""
 
 
