@@ -6,11 +6,11 @@ What a set is it says itself, in its manifest; the model comes from the store, b
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from models.errors import DamagedArtifact, UnknownModel
+from models.errors import DamagedArtifact, UnknownModel, show
 from models.store import Artifact, Store
 from service.device import Accelerator
 from service.offline.errors import OtherJob
@@ -18,7 +18,7 @@ from service.offline.formats import library_of
 from service.offline.job import Job
 from service.offline.making import Maker, Order, source_of
 from service.offline.places import Place, open_place
-from service.offline.records import MANIFEST_NAME, METADATA_NAME, Receipt, Records, Sealed
+from service.offline.records import MANIFEST_NAME, METADATA_NAME, Receipt, Records, Sealed, SizeOf, counts_of
 from service.offline.sampling import files_of
 from service.offline.sources import RowSource
 from service.settings import usable_cpus
@@ -66,6 +66,8 @@ def check(
         for shard, receipt in enumerate(sealed.receipts)
         if not records.is_whole(receipt, files_of(job, source, shard, receipt), size_of)
     ]
+    damaged += _miscounted(sealed)
+    damaged += _not_of_the_set(job, source, sealed.receipts, size_of)
     if sealed.metadata is not None and not records.is_metadata(sealed.metadata):
         damaged.append(f"{METADATA_NAME} is not what {MANIFEST_NAME} says")
     chosen: list[int] = []
@@ -74,6 +76,39 @@ def check(
         chosen = sorted(random.SystemRandom().sample(range(job.shards), count))
         damaged += _remake(sealed, chosen, source, artifact, out, store, accelerator, threads)
     return Found(job.shards, sum(one.images for one in sealed.receipts), len(chosen), damaged)
+
+
+def _miscounted(sealed: Sealed) -> list[str]:
+    """A sentence for each count of the manifest that its rows, or its shards, contradict."""
+    job, wrong = sealed.job, []
+    for shard, receipt in enumerate(sealed.receipts):
+        kept = receipt.rows_kept(job.min_realness)
+        if kept is None and job.min_realness is not None:
+            continue  # only the file knows: the sum of all, below, is all that is told
+        images = len(job.rows_of(shard)) if kept is None else len(kept)
+        if receipt.images != images:
+            said = f"{MANIFEST_NAME} says {show(receipt.images)}"
+            wrong.append(f"{_shard_text(job, shard)} has {images} images, {said}")
+    counts = counts_of(job, sealed.receipts)
+    for name in sorted(counts | sealed.counts):
+        if (told := sealed.counts.get(name)) != (count := counts.get(name)):
+            found = "nothing" if count is None else count
+            wrong.append(f"{MANIFEST_NAME} says {name} {show(told)}, and its shards say {found}")
+    return wrong
+
+
+def _not_of_the_set(
+    job: Job, source: RowSource, receipts: Sequence[Receipt], size_of: SizeOf
+) -> Iterator[str]:
+    """A sentence for each image file of a row that was left out."""
+    if job.min_realness is None or job.file_of(0) is not None:
+        return
+    for shard, receipt in enumerate(receipts):
+        rows, files = job.rows_of(shard), set(files_of(job, source, shard, receipt))
+        for name in source.names(rows.start, rows.stop):
+            file = f"{name}.{job.image_format}"
+            if file not in files and size_of(file) is not None:
+                yield f"{file} is there, and its image was rejected"
 
 
 def _remake(
@@ -102,8 +137,11 @@ def _remake(
     wrong = []
 
     def compare(images: int, finished: tuple[int, Receipt] | None) -> None:
-        if finished and finished[1].sha256 != sealed.receipts[finished[0]].sha256:
-            wrong.append(f"{_shard_text(job, finished[0])} comes out otherwise when it is made again")
+        if finished is None:
+            return
+        (shard, made), held = finished, sealed.receipts[finished[0]]
+        if (made.sha256, made.images, made.realness) != (held.sha256, held.images, held.realness):
+            wrong.append(f"{_shard_text(job, shard)} comes out otherwise when it is made again")
 
     maker = Maker(order, source=source)
     rendered = maker.generator.rendering.render_id

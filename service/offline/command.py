@@ -51,13 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
             "out": arguments.out,
         }
         print(json.dumps(facts), flush=True)
-    elif outcome.complete and not outcome.made:
-        print(f"{_images(outcome.kept)} of {where} were there already")
+        return 0
+    rejected = "" if request.min_realness is None else f", {outcome.rejected} rejected"
+    if outcome.complete and outcome.kept and not outcome.made:
+        print(f"{_images(outcome.kept)} of {where} were there already{rejected}")
     else:
         kept = f", {outcome.kept} kept" if outcome.kept else ""
-        kept += f", {outcome.rejected} rejected" if request.min_realness is not None else ""
         rest = "" if outcome.complete else "; other shards of the set are not there yet"
-        print(f"{_images(outcome.made)} of {where}{kept}{rest}")
+        print(f"{_images(outcome.made)} of {where}{kept}{rejected}{rest}")
     return 0
 
 

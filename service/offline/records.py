@@ -111,6 +111,15 @@ class Sealed:
     job: Job
     receipts: list[Receipt]
     metadata: Metadata | None
+    counts: dict[str, Any]
+    """How many images and bytes it says there are, and how many images were rejected."""
+
+
+def counts_of(job: Job, receipts: Sequence[Receipt]) -> dict[str, int]:
+    """What a manifest says of all shards together."""
+    images = sum(one.images for one in receipts)
+    rejected = {} if job.min_realness is None else {"rejected": job.images - images}
+    return {"images": images, **rejected, "bytes": sum(one.bytes for one in receipts)}
 
 
 def _sha256(files: Iterable[Any]) -> str:
@@ -207,7 +216,8 @@ class Records:
                 f"{self.place} holds a {MANIFEST_NAME} that is not ours: "
                 f"its job has {job.shards} shards, it lists {len(receipts)}"
             )
-        return Sealed(job, receipts, metadata)
+        counts = {name: facts[name] for name in ("images", "rejected", "bytes") if name in facts}
+        return Sealed(job, receipts, metadata, counts)
 
     def is_metadata(self, metadata: Metadata) -> bool:
         """Whether the file of the rows' facts is what the manifest says."""
@@ -225,9 +235,7 @@ class Records:
         facts = {
             "schema_version": SCHEMA_VERSION,
             "job": job.to_facts(),
-            "images": (images := sum(one.images for one in receipts)),
-            **({} if job.min_realness is None else {"rejected": job.images - images}),
-            "bytes": sum(one.bytes for one in receipts),
+            **counts_of(job, receipts),
             "metadata": metadata and {"file": METADATA_NAME, **asdict(metadata)},
             "shards": shards,
         }

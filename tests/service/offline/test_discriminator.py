@@ -120,13 +120,51 @@ def test_a_damaged_image_of_a_judged_folder_is_made_again_and_nothing_else(
 
 
 def test_a_threshold_that_nothing_passes_gives_an_empty_set(
-    sample: Callable[..., int], tmp_path: Path
+    sample: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sample("--min-realness", "1", "--format", "npy") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("0 images of judged:1")
+    assert said.endswith("out, 60 rejected\n")
 
     shards = [np.load(path) for path in sorted((tmp_path / "out").glob("shard-*"))]
     assert [shard.shape[0] for shard in shards] == [0, 0, 0, 0]
     assert json.loads((tmp_path / "out/manifest.json").read_text())["rejected"] == 60
+
+
+@pytest.mark.parametrize("fmt", ["png", "npz"])
+def test_a_check_finds_counts_that_are_not_true_and_images_that_were_rejected(
+    sample: Callable[..., int],
+    judged_store: Path,
+    tmp_path: Path,
+    fmt: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    check = ["sample", "--store", str(judged_store), "--check", str(out)]
+    assert sample("--min-realness", str(LEAST), "--format", fmt) == 0
+    whole = (out / "manifest.json").read_text()
+    for path in (("images",), ("rejected",), ("shards", 2, "images")):
+        facts = json.loads(whole)
+        place = facts
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] += 1
+        (out / "manifest.json").write_text(json.dumps(facts))
+        capsys.readouterr()
+        assert main(check) == 1
+        assert "manifest.json says" in capsys.readouterr().out
+    (out / "manifest.json").write_text(whole)
+    if fmt == "png":
+        lines = (out / "metadata.jsonl").read_text().splitlines()
+        seeds = {json.loads(line)["seed"] for line in lines}
+        rejected = min(set(SEEDS) - seeds)
+        stray = out / f"seed{rejected:010d}.png"
+        stray.write_bytes((out / f"seed{min(seeds):010d}.png").read_bytes())
+        assert main(check) == 1
+        assert capsys.readouterr().out.startswith(f"{stray.name} is there, and its image was rejected\n")
+        stray.unlink()
+    assert main(check) == 0
 
 
 def test_a_plain_job_says_nothing_of_a_discriminator(sample: Callable[..., int], tmp_path: Path) -> None:
