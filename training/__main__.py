@@ -147,6 +147,15 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _card(options: argparse.Namespace) -> int:
+    from training.renewing import renew_card
+
+    artifact = Store(options.store).resolve(options.address)
+    renewed = renew_card(artifact, [RunFolder(path) for path in options.beside])
+    print(f"{renewed.address}: the card is written anew; digest {renewed.digest} as before")
+    return 0
+
+
 def _import(options: argparse.Namespace) -> int:
     from training.importing import Choices, import_graph
 
@@ -487,16 +496,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME|FILE",
         help="whose features decide whether MH is offered (default: the shipped one of that data)",
     )
-    export.add_argument(
-        "--beside",
-        metavar="RUN_DIR",
-        type=Path,
-        action="append",
-        default=[],
-        help="another run, whose figures the card has beside its own",
-    )
+    _add_beside(export, "another run, whose figures the card has beside its own")
     _add_precision(export)
     _add_store(export)
+
+    card = verbs.add_parser("card", help="write the card of a published artifact anew")
+    card.set_defaults(verb=_card)
+    card.add_argument("address", metavar="NAME[:VERSION]")
+    _add_beside(card, "a run whose figures stand beside its own, in place of those before (default: those)")
+    _add_store(card)
 
     importer = verbs.add_parser(
         "import", help="publish a generator trained elsewhere, brought in as ONNX or torch.export archive"
@@ -670,6 +678,10 @@ def _joined(argv: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def _add_beside(parser: argparse.ArgumentParser, told: str) -> None:
+    parser.add_argument("--beside", metavar="RUN_DIR", type=Path, action="append", default=[], help=told)
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:

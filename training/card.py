@@ -7,13 +7,14 @@ of figures (`training.card_figures`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from models.manifest import Manifest, Truncation
-from training.card_figures import Column, by_protocol, failings, label, tables
+from training.card_figures import Column, by_protocol, failings, label, of_the_data, tables
 
 CARD_FILE: Final = "CARD.md"
 PREVIEW_FILE: Final = "preview.png"
@@ -26,6 +27,7 @@ _TRUNCATION: Final[dict[Truncation, str]] = {
 }
 
 _TASK: Final = "unconditional-image-generation"
+"""The Hub's nearest: it knows no task of classes, which the tag `class-conditional` tells."""
 _UNTOLD: Final = "How it was trained is not known here."
 
 
@@ -36,6 +38,7 @@ def write_card(path: Path, manifest: Manifest) -> None:
 
 def card_text(manifest: Manifest) -> str:
     """Return the card of `manifest`, whose facts an export or an import has filled in."""
+    manifest = replace(manifest, metrics=tuple(of_the_data(manifest.metrics)))
     sections = (
         _header(manifest),
         f"# {manifest.name}:{manifest.version}",
@@ -59,7 +62,9 @@ def _header(manifest: Manifest) -> str:
         "pipeline_tag": _TASK,
         "tags": ["onnx", "image-generation"],
     }
-    if _is_own(manifest):
+    if manifest.num_classes:
+        facts["tags"].append("class-conditional")
+    if is_own(manifest):
         config = manifest.training["config"]
         kind = ["vae"] if config["objective"] == "elbo" else ["gan", config.get("network", "dcgan")]
         facts["tags"] = kind + facts["tags"]
@@ -85,7 +90,7 @@ def _result(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _is_own(manifest: Manifest) -> bool:
+def is_own(manifest: Manifest) -> bool:
     """Whether a run of this package made it."""
     return not {"imported_from", "published_from"} & set(manifest.export)
 
@@ -129,9 +134,10 @@ def _training(facts: Mapping[str, Any]) -> str:
     threads = "1 thread" if environment["threads"] == 1 else f"{environment['threads']} threads"
     departures = "".join(f"\n- {departure}" for departure in facts.get("departures", ()))
     but = f"\n\nIt gives these weights but for what was done meanwhile:\n{departures}" if departures else ""
+    source = f"; {data['source']}" if data.get("source") else ""
     return f"""## Training
 
-- Data: {data["name"]}, {data["num_images"]:,} images, sha256 {data["digest"][:12]}
+- Data: {data["name"]}, {data["num_images"]:,} images, sha256 {data["digest"][:12]}{source}
 - Length: {_length(facts)}
 - On: {environment["device"]}, {threads}, torch {environment["torch"]}
 - Exported: the moving average of the weights
@@ -192,17 +198,25 @@ def _figures(manifest: Manifest) -> str:
         return ""
     beside = [
         Column(
-            f"{one['preset']}, {one['kimg']:g} thousand images, {one['train_s'] / 60:.0f} minutes",
+            "; ".join((f"{one['preset']}, {_shown(one)}", *one.get("departures", ()))),
             one["metrics"],
         )
         for one in manifest.training.get("beside", ())
     ]
-    return f"## Figures\n\n{tables([Column('this generator', manifest.metrics), *beside])}"
+    text = tables([Column("this generator", manifest.metrics), *beside])
+    if beside:
+        shown = _shown(manifest.training)
+        text = f"This generator is of {shown}; the runs beside it are as their columns say.\n\n{text}"
+    return f"## Figures\n\n{text}"
+
+
+def _shown(training: Mapping[str, Any]) -> str:
+    return f"{training['kimg']:g} thousand images, {training['train_s'] / 60:.0f} minutes"
 
 
 def _failings(manifest: Manifest) -> str:
     sentences = failings(manifest.metrics, manifest.class_names)
-    if _is_own(manifest) and not is_finished(manifest.training):
+    if is_own(manifest) and not is_finished(manifest.training):
         sentences.insert(0, "Its training was stopped before its end.")
     return "## Known failings\n\n" + "\n".join(f"- {one}" for one in sentences) if sentences else ""
 

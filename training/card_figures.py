@@ -39,6 +39,9 @@ _NUMBERS: Final = {
 _WEAKEST: Final = "class_accuracy_"
 _LEAST_VARIED: Final = "class_variety_"
 """These begin the name of a figure of one class, the number of which ends it."""
+_OF_CLASSES: Final = ("class_min_share", "class_max_share", "class_jsd")
+_OF_IMAGENET: Final = ("efficientnet-lite0", "inception")
+"""Extractors whose classes are those of ImageNet, not the data's."""
 _GROUPED: Final = ("extractor", "extractor_digest", "data", "data_digest", "split", "n_real", "n_fake")
 
 
@@ -48,6 +51,15 @@ class Column:
 
     title: str
     figures: Sequence[Facts]
+
+
+def of_the_data(figures: Iterable[Facts]) -> list[Facts]:
+    """Figures without shares of classes that are not the data's, which an evaluation once took."""
+    return [
+        figure
+        for figure in figures
+        if figure["name"] not in _OF_CLASSES or figure["protocol"]["extractor"] not in _OF_IMAGENET
+    ]
 
 
 def by_protocol(figures: Iterable[Facts]) -> list[list[Facts]]:

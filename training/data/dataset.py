@@ -8,7 +8,7 @@ without saved state. Refuses to own: files (the readers beside it), torch.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -50,6 +50,8 @@ class Dataset:
     """One name a class, or none."""
     licence: str = ""
     """Licence of the data, where it is known."""
+    source: str = ""
+    """Where it is to be had, in a sentence, where that is known and no default of `--data`."""
 
     def __post_init__(self) -> None:
         count, channels, _, _ = self.images.shape
@@ -90,6 +92,7 @@ class Dataset:
             "num_classes": self.num_classes,
             "class_names": list(self.class_names),
             "licence": self.licence,
+            "source": self.source,
         }
 
     def padded(self, img_resolution: int) -> Dataset:
@@ -107,13 +110,7 @@ class Dataset:
             (top, img_resolution - height - top),
             (left, img_resolution - width - left),
         )
-        return Dataset(
-            name=self.name,
-            images=np.pad(self.images, margins),  # [N, C, R, R]
-            class_idx=self.class_idx,
-            class_names=self.class_names,
-            licence=self.licence,
-        )
+        return replace(self, images=np.pad(self.images, margins))  # [N, C, R, R]
 
 
 class DataOrder:

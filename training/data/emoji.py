@@ -22,6 +22,9 @@ from training.errors import DataError
 NAME: Final = "emoji"
 PACKAGE: Final = "emoji-datasource-google"
 LICENCE: Final = "Apache-2.0"
+SOURCE: Final = (
+    f"DATA is the folder `package` that `npm pack {PACKAGE}@16.0.0` and `tar xf {PACKAGE}-16.0.0.tgz` leave"
+)
 LIST_FILE: Final = "emoji.json"
 IMAGES_FOLDER: Final = "img/google/64"
 CLASS_NAMES: Final = ("Face", "Person", "Flag")
@@ -66,6 +69,7 @@ def read_folder(folder: Path) -> Dataset:
         class_idx=np.array([classes[file] for file in files], dtype=np.int64),
         class_names=CLASS_NAMES,
         licence=LICENCE,
+        source=SOURCE,
     )
 
 
