@@ -106,7 +106,7 @@ def write_webdataset(
     with path.open("wb") as file:
         size = 0
         for made in rows:
-            facts = row_facts(manifest, made.rows, made.realness if job.realness else None)
+            facts = row_facts(job, manifest, made.rows, made.realness)
             for name, data, fact in zip(made.names, made.image_files(), facts, strict=True):
                 size += _add_to_tar(file, f"{name}.{suffix}", data)
                 size += _add_to_tar(file, f"{name}.json", json.dumps(fact).encode())
@@ -116,7 +116,8 @@ def write_webdataset(
 
 
 def write_zip(folder: Path, shard: int, job: Job, manifest: Manifest, rows: Iterable[Made]) -> list[Path]:
-    """A zip as StyleGAN's tools read it: images, and `dataset.json` with their labels, seeds and psi."""
+    """A zip as StyleGAN's tools read it: images, and `dataset.json` with their labels, seeds and psi, and
+    how all were chosen."""
     path = folder / f"{shard_name(shard)}.zip"
     suffix = _suffix(job)
     labels: list[tuple[str, int]] = []
@@ -125,7 +126,7 @@ def write_zip(folder: Path, shard: int, job: Job, manifest: Manifest, rows: Iter
     realness: list[tuple[str, float]] = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for made in rows:
-            row_of = row_facts(manifest, made.rows, made.realness if job.realness else None)
+            row_of = row_facts(job, manifest, made.rows, made.realness)
             for name, data, fact in zip(made.names, made.image_files(), row_of, strict=True):
                 archive.writestr(_entry(f"{name}.{suffix}"), data)
                 seeds.append((f"{name}.{suffix}", fact["seed"]))
@@ -134,9 +135,10 @@ def write_zip(folder: Path, shard: int, job: Job, manifest: Manifest, rows: Iter
                     labels.append((f"{name}.{suffix}", fact["class_idx"]))
                 if job.realness:
                     realness.append((f"{name}.{suffix}", fact["realness"]))
-        facts = {"labels": labels or None, "seeds": seeds, "truncation_psi": psis}
+        facts: dict[str, Any] = {"labels": labels or None, "seeds": seeds, "truncation_psi": psis}
         if job.realness:
             facts["realness"] = realness
+        facts |= job.chosen_facts
         archive.writestr(_entry("dataset.json"), json.dumps(facts))
     return [path]
 
@@ -195,16 +197,18 @@ def library_of(fmt: SetFormat) -> str | None:
 
 
 def row_facts(
-    manifest: Manifest, rows: Rows, realness: npt.NDArray[np.float64] | None = None
+    job: Job, manifest: Manifest, rows: Rows, realness: npt.NDArray[np.float64] | None
 ) -> list[dict[str, Any]]:
-    """What each row is: its seed, its class where the model has classes, its psi, and how real it is."""
+    """What each row is: its seed, its class where the model has classes, its psi, how it was chosen where it
+    was, and how real it is [rows] where the job wants it told."""
     facts: list[dict[str, Any]] = []
     for seed, class_idx, psi in zip(
         rows.seeds.tolist(), rows.class_idx.tolist(), rows.truncation_psi.tolist(), strict=True
     ):
         classes = {"class_idx": class_idx} if manifest.num_classes else {}
-        facts.append({"seed": seed, **classes, "truncation_psi": float(psi_text(psi))})
-    if realness is not None:
+        psi_fact = {"truncation_psi": float(psi_text(psi))}
+        facts.append({"seed": seed, **classes, **psi_fact, **job.chosen_facts})
+    if job.realness and realness is not None:
         for fact, value in zip(facts, realness.tolist(), strict=True):
             fact["realness"] = value
     return facts

@@ -73,6 +73,12 @@ class Job:
         return self.realness or self.min_realness is not None
 
     @property
+    def chosen_facts(self) -> dict[str, Any]:
+        """How the images of the set were chosen, where they are not each row's own; else nothing."""
+        chosen: dict[str, Any] = {"sampler": "mh", "proposals": self.proposals} if self.proposals > 1 else {}
+        return chosen if self.min_realness is None else {**chosen, "min_realness": self.min_realness}
+
+    @property
     def has_metadata(self) -> bool:
         """Whether a file beside the shards says what each image is, since theirs do not."""
         return self.format not in SHARD_SUFFIXES or self.format == "npy"

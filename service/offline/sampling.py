@@ -303,8 +303,8 @@ def _facts_of(
     for start in range(within.start, within.stop, _METADATA_ROWS):
         stop = min(start + _METADATA_ROWS, within.stop)
         here = slice(start - within.start, stop - within.start)
-        told = realness[here] if realness is not None and job.realness else None
-        facts = row_facts(source.manifest, source.rows(start, stop), told)
+        told = None if realness is None else realness[here]
+        facts = row_facts(job, source.manifest, source.rows(start, stop), told)
         rows = zip(source.names(start, stop), facts, is_kept[here], strict=True)
         yield from ((name, fact) for name, fact, in_it in rows if in_it)
 

@@ -315,10 +315,11 @@ def test_grey_images_stay_one_channel_and_transparent_ones_lie_on_white(tmp_path
         ({"1.png": png(0, size=(64, 64)), "2.png": png(0, size=(64, 64))}, "must be at most img_resolution"),
         ({"1.png": png(0)}, "must hold at least 2 images"),
         (FILES | {"dataset.json": b"[]"}, "dataset.json must be"),
+        (FILES | {"dataset.json": b"[" * 200_000}, "dataset.json must be JSON: it is nested too deeply"),
         (FILES | {"dataset.json": b'{"labels": [["a/1.png", 0]]}'}, "b/2.png has no label"),
         (
             FILES | {"dataset.json": b'{"labels": [["a/1.png", 0], ["b/2.png", -1]]}'},
-            "the class of b/2.png must be a whole number from 0, got -1",
+            "the class of b/2.png must be a whole number from 0 to 65535, got -1",
         ),
     ],
 )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from training.errors import DataError
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LABELS_FILE: Final = "dataset.json"
 MAX_SIDE: Final = 4_096
+MAX_CLASS_IDX: Final = 65_535
 
 Read = Callable[[str], bytes]
 
@@ -39,9 +42,36 @@ def read_zip(path: Path) -> Dataset:
     """Read every image in the zip at `path`. Raises DataError naming the member that is wrong."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return _assemble(path.stem, sorted(archive.namelist()), archive.read)
+            return _assemble(path.stem, sorted(archive.namelist()), lambda name: read_member(archive, name))
     except zipfile.BadZipFile as error:
         raise DataError(f"{path} must be a zip file: {error}") from None
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The content of a file in a zip. Raises DataError for one that is damaged, encrypted or packed oddly."""
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:
+        raise DataError(f"{archive.filename}: {name} cannot be read: {error}") from None
+
+
+def parse_json(content: bytes, file: str) -> Any:
+    """What the content of `file` says. Raises DataError."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise DataError(f"{file} must be JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise DataError(f"{file} must be JSON: {error}") from None
+
+
+def check_class_idx(class_idx: object, file: str, where: str = LABELS_FILE) -> None:
+    """Raise DataError where what is told of `file` is no class."""
+    if type(class_idx) is not int or not 0 <= class_idx <= MAX_CLASS_IDX:
+        raise DataError(
+            f"{where}: the class of {file} must be a whole number from 0 to {MAX_CLASS_IDX}, "
+            f"got {show(class_idx)}"
+        )
 
 
 def _assemble(name: str, files: Iterable[str], read: Read) -> Dataset:
@@ -61,7 +91,9 @@ def read_images(name: str, files: list[str], read: Read) -> npt.NDArray[np.uint8
     """
     if not files:
         raise DataError(f"{name} must hold images ({', '.join(SUFFIXES)}), it holds none")
-    return _stack([_decode(read(file), file) for file in files], files)
+    with warnings.catch_warnings():  # `_decode` has its own limit
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return _stack([_decode(read(file), file) for file in files], files)
 
 
 def _decode(content: bytes, file: str) -> npt.NDArray[np.uint8]:
@@ -69,7 +101,10 @@ def _decode(content: bytes, file: str) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             if max(image.size) > MAX_SIDE:
-                raise DataError(f"{file} must be at most {MAX_SIDE} pixels on each side, it is {image.size}")
+                width, height = image.size
+                raise DataError(
+                    f"{file} must be at most {MAX_SIDE} pixels on each side, it is {width}×{height}"
+                )
             if image.mode in ("1", "L"):
                 return np.asarray(image.convert("L"))[None]
             white = Image.new("RGBA", image.size, "white")
@@ -77,6 +112,8 @@ def _decode(content: bytes, file: str) -> npt.NDArray[np.uint8]:
             return np.asarray(flat).transpose(2, 0, 1)
     except UnidentifiedImageError:  # whose text is where the bytes lie in memory
         raise DataError(f"{file} cannot be read as an image: it is of no known format") from None
+    except Image.DecompressionBombError:  # raised before its size can be asked
+        raise DataError(f"{file} must be at most {MAX_SIDE} pixels on each side, it is far larger") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{file} cannot be read as an image: {error}") from None
 
@@ -96,18 +133,16 @@ def _stack(arrays: list[npt.NDArray[np.uint8]], files: list[str]) -> npt.NDArray
 
 def _labels(content: bytes, image_files: list[str]) -> npt.NDArray[np.int64] | None:
     """Return the class [N] of each image, or None where `dataset.json` has none."""
+    told = parse_json(content, LABELS_FILE)
     try:
-        labels = json.loads(content)["labels"]
+        labels = told["labels"]
         classes = None if labels is None else {str(file): label for file, label in labels}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{LABELS_FILE} must be {{"labels": [["path", class], …]}}: {error!r}') from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f'{LABELS_FILE} must be {{"labels": [["path", class], …]}}') from None
     if classes is None:
         return None
     if missing := [file for file in image_files if file not in classes]:
         raise DataError(f"{LABELS_FILE} must label every image; {missing[0]} has no label")
     for file in image_files:
-        if isinstance(classes[file], bool) or not isinstance(classes[file], int) or classes[file] < 0:
-            raise DataError(
-                f"{LABELS_FILE}: the class of {file} must be a whole number from 0, got {show(classes[file])}"
-            )
+        check_class_idx(classes[file], file)
     return np.array([classes[file] for file in image_files], dtype=np.int64)

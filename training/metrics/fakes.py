@@ -66,7 +66,7 @@ def evaluation_seeds(seed: int, count: int) -> range:
     return range(first, first + count)
 
 
-def sampler_text(sampler: Sampler, proposals: int) -> str:
+def sampler_text(sampler: str, proposals: int) -> str:
     """What a protocol says of how fakes were chosen."""
     return sampler if sampler == "plain" else f"{sampler}, {proposals} proposals"
 

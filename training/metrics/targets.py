@@ -34,7 +34,7 @@ from training.metrics.fakes import (
     sampler_text,
 )
 from training.metrics.measure import draw
-from training.metrics.pictures import read_pictures
+from training.metrics.pictures import is_pictures, read_pictures
 from training.metrics.service import ask_service
 from training.run_folder import RunFolder
 
@@ -56,7 +56,7 @@ def images_at(target: str, wanted: Wanted, *, store: Store, api_key: str | None 
     if target.startswith(("http://", "https://")):
         return ask_service(target, wanted, api_key)
     path = Path(target)
-    if path.is_dir() or path.suffix in (".zip", ".tar"):
+    if is_pictures(path):
         if (wanted.truncation_psi, wanted.sampler) != (1, "plain"):
             raise InvalidValue("truncation_psi and sampler must be left out for images in files")
         return read_pictures(path)

@@ -44,10 +44,11 @@ def wanted(judged_store: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 MH = ("--sampler", "mh", "--proposals", "5", "--realness")
+CHOSEN = {"sampler": "mh", "proposals": 5, "min_realness": LEAST}
 
 
 def rows_of(out: Path, fmt: str) -> list[tuple[int, float]]:
-    """(seed, realness) of each image, as the set tells it."""
+    """(seed, realness) of each image, as the set tells it, and how it was chosen."""
     shards = sorted(out.glob("shard-*"))
     facts: list[Any] = []
     if fmt in ("png", "npy"):
@@ -65,11 +66,14 @@ def rows_of(out: Path, fmt: str) -> list[tuple[int, float]]:
         for shard in shards:
             told = json.loads(zipfile.ZipFile(shard).read("dataset.json"))
             pairs = zip(told["seeds"], told["realness"], strict=True)
-            facts += [{"seed": seed, "realness": value} for (_, seed), (_, value) in pairs]
+            chosen = {fact: told[fact] for fact in CHOSEN}
+            facts += [{"seed": seed, "realness": value} | chosen for (_, seed), (_, value) in pairs]
     else:
         from pyarrow import parquet
 
         facts = [row for shard in shards for row in parquet.read_table(shard).to_pylist()]
+    if fmt in ("png", "npy", "webdataset", "zip"):
+        assert all({fact: one[fact] for fact in CHOSEN} == CHOSEN for one in facts)
     return [(one["seed"], one["realness"]) for one in facts]
 
 
