@@ -364,10 +364,12 @@ def _extractor(options: argparse.Namespace) -> int:
     import torch
 
     from training.data import open_dataset, splits
+    from training.files import check_file_place
     from training.metrics.classifier import save_extractor, train_classifier
     from training.metrics.extractor import OnnxExtractor
     from training.metrics.measure import accuracy_on
 
+    check_file_place(options.out)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     dataset = open_dataset(options.data, options.img_resolution)
@@ -387,8 +389,10 @@ def _compare(options: argparse.Namespace) -> int:
     from training.compare import contenders, table
     from training.compare.runs import play_all, tuned
     from training.data import open_dataset
+    from training.files import check_file_place
     from training.metrics.yardstick import Yardstick
 
+    check_file_place(options.out)
     torch.set_num_threads(1)
     names = options.contenders.split(",") if options.contenders else list(contenders.CONTENDERS)
     changes = _assignments(options.set)

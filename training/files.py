@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from models.errors import InvalidValue
+
 _PART: Final = ".part"
 
 
@@ -29,6 +31,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)  # a full disk gets its room back
         raise
     sync_folder(path.parent)
+
+
+def check_file_place(path: Path) -> None:
+    """Raise InvalidValue where no file can be written at `path`, before the work whose result it is for."""
+    if path.is_dir():
+        raise InvalidValue(f"--out must be a file, {path} is a folder")
+    if not path.parent.is_dir():
+        raise InvalidValue(f"--out must be in a folder that is there, {path.parent} is none")
 
 
 @contextmanager

@@ -189,3 +189,14 @@ def test_a_file_of_something_else_and_an_unknown_contender_are_refused(
     assert "contenders must be of minimax, nonsaturating, " in capsys.readouterr().err
     with pytest.raises(RunError, match="must hold one run of `gantrain compare` a line, line 1 is none"):
         read_runs(tmp_path / "other.jsonl")
+
+
+def test_what_cannot_be_judged_or_kept_is_refused_before_the_first_run(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs_module, "play", None)  # would be a TypeError
+
+    assert main([*words, "--n=3"]) == 2
+    assert "figures must be taken of at least 7 images, got 3" in capsys.readouterr().err
+    assert main([*words, f"--out={tmp_path / 'none' / 'runs.jsonl'}"]) == 2
+    assert "--out must be in a folder that is there" in capsys.readouterr().err

@@ -102,10 +102,13 @@ def train_classifier(
 ) -> nn.Module:
     """Return a classifier of `dataset`, in eval mode, trained by Adam along a cosine.
 
-    Raises DataError for data without classes.
+    Raises DataError for data without labels, and for labels that are all one class.
     """
-    if dataset.class_idx is None or dataset.num_classes < 2:
+    if dataset.class_idx is None:
         raise DataError(f"a classifier learns classes, {dataset.name} has no labels")
+    if (dataset.class_idx == dataset.class_idx[0]).all():
+        only = dataset.class_idx[0]
+        raise DataError(f"a classifier learns classes, all images of {dataset.name} are of the class {only}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = _NETWORKS[network](
@@ -123,10 +126,9 @@ def train_classifier(
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
-        if (cur_nimg + _BATCH_SIZE) // len(dataset) > cur_nimg // len(dataset):
-            _log.info(
-                "epoch %d of %d: loss %.3f", (cur_nimg + _BATCH_SIZE) // len(dataset), epochs, loss.item()
-            )
+        epoch = min(cur_nimg + _BATCH_SIZE, total) // len(dataset)
+        if epoch > cur_nimg // len(dataset):
+            _log.info("epoch %d of %d: loss %.3f", epoch, epochs, loss.item())
     return classifier.eval().requires_grad_(False)
 
 

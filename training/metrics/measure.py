@@ -317,10 +317,13 @@ def check_images(reals: Images, fakes: Images) -> None:
             f"images must be uint8 and of one size, the reals are {_sizes(reals)}, "
             f"got {fakes.dtype} {_sizes(fakes)}"
         )
-    if min(len(reals), len(fakes)) < MIN_IMAGES:
-        raise InvalidValue(
-            f"figures must be taken of at least {MIN_IMAGES} images, got {min(len(reals), len(fakes))}"
-        )
+    check_count(min(len(reals), len(fakes)))
+
+
+def check_count(count: int) -> None:
+    """Raise InvalidValue for fewer images than figures can be taken of."""
+    if count < MIN_IMAGES:
+        raise InvalidValue(f"figures must be taken of at least {MIN_IMAGES} images, got {count}")
 
 
 def _sizes(images: Images) -> str:

@@ -22,6 +22,7 @@ from training.metrics.measure import (
     INCEPTION_NAMES,
     SET_FIGURES,
     Reference,
+    check_count,
     check_figures,
     check_images,
     class_accuracies,
@@ -67,6 +68,7 @@ class Yardstick:
         shipped, own_judge = shipped_names(), f"{dataset.name}-judge"
         default = dataset.name if dataset.name in shipped else DEFAULT_EXTRACTOR
         images, self._labels = draw(dataset, n, seed)
+        check_count(len(images))
         self._reals = Reference(
             images=images,
             extractor=open_extractor(extractor or default),

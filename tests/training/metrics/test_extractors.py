@@ -63,6 +63,26 @@ def test_a_classifier_of_data_without_labels_is_refused() -> None:
         train_classifier(toy_dataset(labelled=False))
 
 
+@pytest.mark.parametrize("only", [0, 1])
+def test_labels_that_are_all_one_class_are_refused_by_its_number(only: int) -> None:
+    dataset = dataclasses.replace(toy_dataset(8), class_idx=np.full(8, only))
+
+    with pytest.raises(DataError, match=f"learns classes, all images of halves are of the class {only}"):
+        train_classifier(dataset)
+
+
+@pytest.mark.parametrize(("count", "epochs", "told"), [(10, 1, [1]), (10, 20, [12, 20]), (192, 2, [1, 2])])
+def test_epochs_are_told_to_the_last_and_none_beyond(
+    count: int, epochs: int, told: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="training"):
+        train_classifier(toy_dataset(count), epochs=epochs)
+
+    assert [one.getMessage().split(":")[0] for one in caplog.records] == [
+        f"epoch {epoch} of {epochs}" for epoch in told
+    ]
+
+
 def test_rows_of_an_extractor_do_not_depend_on_how_many_there_are() -> None:
     images = np.random.RandomState(0).randint(0, 256, (230, 32, 32, 1)).astype(np.uint8)
     extractor = open_extractor("fashion-mnist")
@@ -225,3 +245,17 @@ def test_the_command_writes_a_file_and_says_its_digest(
     printed = capsys.readouterr().out
     assert "epoch 1 of 1: loss" in printed
     assert f"sha256 {open_extractor(str(out)).digest[:12]}" in printed
+
+
+def test_a_place_where_no_file_can_be_is_refused_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.metrics.classifier.train_classifier", None)  # would be a TypeError
+    words = ["extractor", f"--data={save_toy_zip(tmp_path / 'halves.zip')}", "--img-resolution=16"]
+
+    codes = [main([*words, f"--out={path}"]) for path in (tmp_path, tmp_path / "none" / "halves.onnx")]
+
+    errors = capsys.readouterr().err
+    assert codes == [2, 2]
+    assert f"--out must be a file, {tmp_path} is a folder" in errors
+    assert f"--out must be in a folder that is there, {tmp_path / 'none'} is none" in errors
