@@ -198,20 +198,16 @@ def _figures(manifest: Manifest) -> str:
         return ""
     beside = [
         Column(
-            "; ".join((f"{one['preset']}, {_shown(one)}", *one.get("departures", ()))),
+            "; ".join((f"{one['preset']}, {_length(one)}", *one.get("departures", ()))),
             one["metrics"],
         )
         for one in manifest.training.get("beside", ())
     ]
     text = tables([Column("this generator", manifest.metrics), *beside])
     if beside:
-        shown = _shown(manifest.training)
+        shown = _length(manifest.training)
         text = f"This generator is of {shown}; the runs beside it are as their columns say.\n\n{text}"
     return f"## Figures\n\n{text}"
-
-
-def _shown(training: Mapping[str, Any]) -> str:
-    return f"{training['kimg']:g} thousand images, {training['train_s'] / 60:.0f} minutes"
 
 
 def _failings(manifest: Manifest) -> str:

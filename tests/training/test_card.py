@@ -82,17 +82,23 @@ def test_each_protocol_has_its_own_table_with_what_real_images_have(trained: Man
 
 def test_another_run_beside_it_has_a_column_of_the_same_protocol_and_no_other(trained: Manifest) -> None:
     other = [figure("frechet_distance", 31.4), figure("class_accuracy", 0.8, JUDGE | {"n_fake": 500})]
-    cut = "overridden at 9 kimg: total_kimg was 900 and is now 700"
-    run = {"preset": "textbook", "kimg": 700.03, "train_s": 1500.0, "metrics": other, "departures": [cut]}
-    beside = [run]
-    manifest = replace(trained, metrics=FIGURES, training={**trained.training, "beside": beside})
+    run = {
+        "preset": "textbook",
+        "config": {"total_kimg": 900.0},
+        "kimg": 700.03,
+        "train_s": 1500.0,
+        "metrics": other,
+        "departures": ["overridden at 9 kimg"],
+    }
+    manifest = replace(trained, metrics=FIGURES, training={**trained.training, "beside": [run]})
 
     told, of_small, of_judge = f"\n\n{part(card_text(manifest), 'Figures')}".split("\n\n10,000 images;")
 
-    assert told.strip().startswith(
-        "This generator is of 700.032 thousand images, 16 minutes; the runs beside"
+    assert "This generator is of 700.032 thousand images shown, 16 minutes; the runs beside" in told
+    assert (
+        "| real images | textbook, 700.03 thousand images shown, 25 minutes; **stopped before its end**, "
+        "900 thousand; overridden at 9 kimg |" in of_small
     )
-    assert f"| real images | textbook, 700.03 thousand images, 25 minutes; {cut} |" in of_small
     assert "| Fréchet distance | 2.5 | 0.38 | 31.4 |\n| coverage | 81.2% | 97.0% |  |" in of_small
     assert "textbook" not in of_judge
 

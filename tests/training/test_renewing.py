@@ -44,7 +44,7 @@ def test_other_runs_stand_beside_it_and_all_else_stays(published: Artifact, tmp_
     assert renewed.digest == published.digest
     assert renewed.manifest.metrics == published.manifest.metrics
     assert after[CARD_FILE].decode() == card_text(renewed.manifest)
-    assert b"0.016 thousand images, 0 minutes |" in after[CARD_FILE]
+    assert b"0.016 thousand images shown, 0 minutes |" in after[CARD_FILE]
     assert b"| 123.5 |" in after[CARD_FILE]
 
 
