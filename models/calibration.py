@@ -56,6 +56,13 @@ class Calibration:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 1_024:
                 raise InvalidValue(f"sampler.{name} must be an integer between 1 and 1024, got {show(value)}")
+        if self.max_proposals < self.proposals:
+            rule = f"at least sampler.proposals, {self.proposals}"
+            raise InvalidValue(f"sampler.max_proposals must be {rule}, got {self.max_proposals}")
+        if not self.mh and not self.why_not.strip():
+            raise InvalidValue(
+                f"sampler.why_not must say why where sampler.mh is false, got {show(self.why_not)}"
+            )
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Calibration | None:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import DamagedArtifact
-from models.manifest import Manifest
+from models.errors import DamagedArtifact, show
+from models.manifest import DISCRIMINATOR_FILE, Manifest
 from models.sampling import MAX_SEED, MAX_TRUNCATION_PSI, latents_from_seeds, rounded_logits
 
 # (latents [N, z_dim] float32, class_idx [N] int64, truncation_psi [N] float32) -> images [N, H, W, C] uint8
@@ -56,6 +56,7 @@ class Golden:
     @classmethod
     def load(cls, path: Path, manifest: Manifest) -> Golden:
         """Read golden rows and check their shapes against `manifest`. Raises DamagedArtifact."""
+        file = f"{manifest.name}:{manifest.version}: {path.name}"
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 golden = cls(
@@ -66,26 +67,25 @@ class Golden:
                     realness=arrays["realness"].astype(np.float32) if "realness" in arrays else None,
                 )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DamagedArtifact(f"{path.name} cannot be read: {error}") from None
+            raise DamagedArtifact(f"{file} cannot be read: {error}") from None
         rows = len(golden.seeds)
         wanted = (rows, *manifest.img_shape)
         if rows == 0 or golden.images.shape != wanted or golden.images.dtype != np.uint8:
             raise DamagedArtifact(
-                f"{path.name} must hold images uint8 {wanted} with at least one row, "
+                f"{file} must hold images uint8 {wanted} with at least one row, "
                 f"got {golden.images.dtype} {golden.images.shape}"
             )
         if {golden.seeds.shape, golden.class_idx.shape, golden.truncation_psi.shape} != {(rows,)}:
-            raise DamagedArtifact(f"{path.name} must hold one class_idx and one truncation_psi a row")
-        judged = golden.realness is not None and golden.realness.shape == (rows,)
+            raise DamagedArtifact(f"{file} must hold one class_idx and one truncation_psi a row")
+        logits = golden.realness
+        judged = logits is not None and logits.shape == (rows,) and np.isfinite(logits).all()
         if manifest.calibration is not None and not judged:
-            raise DamagedArtifact(f"{path.name} must hold one realness a row: the model has a discriminator")
+            raise DamagedArtifact(f"{file} must hold one realness a row: the model has a discriminator")
         fits = (golden.class_idx >= 0) & (golden.class_idx < max(manifest.num_classes, 1))
         fits &= (golden.truncation_psi >= 0) & (golden.truncation_psi <= MAX_TRUNCATION_PSI)
         fits &= (golden.seeds >= 0) & (golden.seeds <= MAX_SEED)
         if not fits.all():
-            raise DamagedArtifact(
-                f"{path.name} must hold seeds, class_idx and truncation_psi in their ranges"
-            )
+            raise DamagedArtifact(f"{file} must hold seeds, class_idx and truncation_psi in their ranges")
         return golden
 
     def largest_difference(self, render: Render, manifest: Manifest, rows: int | None = None) -> int:
@@ -101,8 +101,12 @@ class Golden:
         """Score the golden images of the first `rows` rows (all if None); return the largest difference of
         logits, as they are compared.
 
-        0 means that the same proposals are chosen here.
+        0 means that the same proposals are chosen here. Raises DamagedArtifact for other than a number a row.
         """
         assert self.realness is not None
         logits = score(self.images[:rows], self.class_idx[:rows])  # [N]
+        if logits.shape != (wanted := self.class_idx[:rows].shape) or not np.isfinite(logits).all():
+            raise DamagedArtifact(
+                f"{DISCRIMINATOR_FILE} must give finite logits {wanted}, got {show(logits)}"
+            )
         return float(np.abs(rounded_logits(logits) - rounded_logits(self.realness[:rows])).max())

@@ -161,7 +161,14 @@ class Manifest:
     @property
     def why_no_calibration(self) -> str:
         """Why no discriminator is at work, in a sentence, where the artifact says so; else empty."""
-        return "" if self.sampler is None else str(self.sampler.get("why_not", ""))
+        told = "" if self.sampler is None else str(self.sampler.get("why_not", ""))
+        uncalibrated = "the model's discriminator has no calibration"
+        return told or (uncalibrated if DISCRIMINATOR_FILE in self.files else "")
+
+    @property
+    def required_files(self) -> tuple[str, ...]:
+        """What the artifact must hold."""
+        return REQUIRED_FILES if self.calibration is None else (*REQUIRED_FILES, DISCRIMINATOR_FILE)
 
     @property
     def has_truncation(self) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.errors import DamagedArtifact, InvalidValue, UnknownModel, VersionExists, show
-from models.manifest import MANIFEST_FILE, MAX_VERSION, REQUIRED_FILES, Manifest, check_name
+from models.manifest import MANIFEST_FILE, MAX_VERSION, Manifest, check_name
 
 # The store that the package ships: `ganserve` uses it when no other is named.
 SHIPPED_STORE = Path(__file__).parent / "store"
@@ -88,9 +88,10 @@ class Draft:
         """
         assert (manifest.name, manifest.version) == (self.name, self.version)
         names = sorted(file.name for file in self.path.iterdir())
-        if missing := [name for name in REQUIRED_FILES if name not in names]:
+        required = manifest.required_files
+        if missing := [name for name in required if name not in names]:
             raise InvalidValue(
-                f"an artifact must hold {' and '.join(REQUIRED_FILES)}, missing: {', '.join(missing)}"
+                f"an artifact must hold {' and '.join(required)}, missing: {', '.join(missing)}"
             )
         manifest = replace(manifest, files={name: sha256_of(self.path / name) for name in names})
         (self.path / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
@@ -177,7 +178,7 @@ class Store:
                 f"{name}:{version}: its manifest is that of {manifest.name}:{manifest.version}; "
                 "was the folder renamed?"
             )
-        if missing := [file for file in REQUIRED_FILES if file not in manifest.files]:
+        if missing := [file for file in manifest.required_files if file not in manifest.files]:
             raise DamagedArtifact(f"{name}:{version}: the manifest lists no {' and no '.join(missing)}")
         return Artifact(path, manifest)
 

@@ -243,6 +243,8 @@ def test_a_sampler_that_is_not_offered_is_refused(
         ({"mh": 1}, "sampler.mh must be true or false, and why_not text, got 1"),
         ({"kind": "isotonic"}, "sampler.kind must be logistic, got 'isotonic'"),
         ({"max_proposals": 0}, "sampler.max_proposals must be an integer between 1 and 1024, got 0"),
+        ({"max_proposals": 11}, "sampler.max_proposals must be at least sampler.proposals, 12, got 11"),
+        ({"mh": False}, "sampler.why_not must say why where sampler.mh is false, got ''"),
     ],
 )
 def test_a_calibration_that_breaks_a_rule_is_refused(facts: dict[str, object], sentence: str) -> None:
