@@ -205,7 +205,7 @@ class InferBody(_Part):
     parameters: dict[str, Any] | None = Field(
         None,
         description="binary_data_output (bool), timeout (microseconds), priority (1: interactive, 2: batch); "
-        "others change nothing",
+        "sampler, proposals and realness are refused: /v1/samples has them; others change nothing",
     )
     inputs: list[InputTensor] = Field(fail_fast=True, min_length=1, max_length=_MAX_TENSORS)
     outputs: list[OutputTensor] | None = Field(
@@ -244,6 +244,7 @@ def parse_infer_request(
     _refuse_unknown(values)
     wanted = checked(InferBody, values)
     parameters = wanted.parameters or {}
+    _refuse_samplers(parameters)
     return InferRequest(
         id=wanted.id,
         rows=_rows(variant, _tensors(wanted.inputs, blob, variant, max_rows)),
@@ -276,6 +277,16 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
         if isinstance(found, dict) and (unknown := [key for key in found if key not in kind.model_fields]):
             told = [f"{place}{show(key)[1:-1]} is not a field of this request" for key in unknown[:3]]
             raise InvalidField("; ".join(told))
+
+
+def _refuse_samplers(parameters: dict[str, Any]) -> None:
+    """Raise InvalidField where they ask for what would otherwise be left undone in silence."""
+    for name in ("sampler", "proposals", "realness"):
+        if name in parameters:
+            raise InvalidField(
+                f"parameters.{name} must be left out: samplers are asked for at POST /v1/samples, "
+                f"got {show(parameters[name])}"
+            )
 
 
 def _rows(variant: Variant, tensors: dict[str, Any]) -> Rows:

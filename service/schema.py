@@ -6,9 +6,10 @@ on the model (sizes, classes, truncation) is `service.rows`' and `models.samplin
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from starlette.datastructures import QueryParams
 
@@ -26,6 +27,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 TruncationPsi = Annotated[float, Field(ge=0, le=MAX_TRUNCATION_PSI, allow_inf_nan=False)]
 _MANY_LISTS: Final = 10_000  # what is quick to parse is let through, to be told in detail
 _MANY_VALUES: Final = 500_000
+_DIGITS: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 _MAX_SENTENCES: Final = 5  # of a request that breaks more rules, these are told
 
 
@@ -140,13 +142,20 @@ class _Query(_Request):
     model_config = ConfigDict(strict=False)
 
 
+def _plain_digits(text: str) -> str:
+    """An integer has one spelling in an address. Raises ValueError."""
+    if _DIGITS.fullmatch(text) is None:
+        raise ValueError(f"proposals must be plain digits, got {show(text)}")
+    return text
+
+
 class ImageQuery(_Query):
     """Query of an image's address."""
 
     class_idx: int | None = None
     truncation_psi: TruncationPsi | None = None
     sampler: Sampler = "plain"
-    proposals: Annotated[int, Field(ge=1)] | None = None
+    proposals: Annotated[int, BeforeValidator(_plain_digits), Field(ge=1)] | None = None
     realness: bool = False
 
     @property

@@ -202,6 +202,11 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         "binary_data_output must be true or",
     ),
     ({**body_of(), "parameters": {"timeout": -1}}, InvalidField, "parameters.timeout must be microseconds"),
+    (
+        {**body_of(), "parameters": {"sampler": "mh"}},
+        InvalidField,
+        "parameters.sampler must be left out: samplers are asked for at POST /v1/samples, got 'mh'",
+    ),
     ({**body_of(), "parameters": {"timeout": 1.5}}, InvalidField, "got 1.5"),
     ({**body_of(), "parameters": {"priority": -1}}, InvalidField, "parameters.priority must be a level"),
     (
