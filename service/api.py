@@ -32,6 +32,7 @@ from service.http_log import facts_of
 from service.http_protocol import connection_of
 from service.http_request import accepted, matches, read_body
 from service.http_routes import PlainRoute
+from service.line import DeviceFacts
 from service.openapi import (
     IMAGE_DOC,
     LIST_DOC,
@@ -240,7 +241,7 @@ class _Routes:
             "licence": manifest.licence,
             "provider": device and device.provider,
             "render_id": sampler.rendering and sampler.rendering.render_id,
-            "determinism": device and _determinism(device.golden_difference),
+            "determinism": device and _determinism(device),
             "ready": sampler.dispatcher.ready,
             "limits": {
                 "max_rows": settings.max_request_rows,
@@ -363,5 +364,8 @@ def _walk_mark(sampler: ModelSampler, query: WalkQuery) -> bytes | None:
     )
 
 
-def _determinism(golden_difference: int) -> str:
-    return "bit_exact" if golden_difference == 0 else f"differs by {golden_difference}"
+def _determinism(device: DeviceFacts) -> str:
+    levels, logits = device.golden_difference, device.realness_difference
+    if not levels and not logits:
+        return "bit_exact"
+    return f"differs by {levels}" + (f", realness by {logits:.3g} of a logit" if logits else "")

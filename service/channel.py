@@ -6,7 +6,8 @@ is left behind) and guarded twice: the peer must run as our user and show the se
 
     worker -> API   hello    {"token", "model"}
     API -> worker   load     {"load": line, "address", "digest", "rows", "slots"} + the memory's descriptor
-    worker -> API   loaded   {"loaded": line, "provider", "runtime", "golden_difference"}
+    worker -> API   loaded   {"loaded": line, "provider", "runtime", "golden_difference",
+                              "realness_difference", "arithmetic"}
                              or {"refused": line, "error"}
     API -> worker   run      {"run": id, "line", "slot", "rows"}, and {"judged": images to make} for D
     worker -> API   done     {"done": id, "device_s", "started": monotonic}   or {"failed": id, "error"}

@@ -304,7 +304,11 @@ class Dispatcher:
         else:
             worker.loaded[line] = worker.loading_since
             line.device = DeviceFacts(
-                message["provider"], message["runtime"], message["golden_difference"], message["arithmetic"]
+                message["provider"],
+                message["runtime"],
+                message["golden_difference"],
+                message["realness_difference"],
+                message["arithmetic"],
             )
         if line is self.line and line in worker.loaded:
             self._publish(1)

@@ -29,6 +29,8 @@ class DeviceFacts:
     runtime_version: str
     golden_difference: int
     """Largest grey-level difference of the golden rows replayed when it was loaded; 0 is bit-exact."""
+    realness_difference: float = 0.0
+    """Largest difference of D's logits of those rows; 0, too, where no discriminator is at work."""
     arithmetic: str = ""
     """What else decides its pixels, as `Session.arithmetic`."""
 

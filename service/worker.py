@@ -141,6 +141,7 @@ class _Loader(threading.Thread):
                 f"{artifact.address}: golden rows differ by up to {difference} grey levels "
                 f"on {session.provider}, and --strict asks for bit-exact ones"
             )
+        off = 0.0
         if artifact.manifest.calibration is not None:
             off = generator.discriminator.golden_difference(GOLDEN_ROWS_AT_START)
             if settings.strict and off:
@@ -154,6 +155,7 @@ class _Loader(threading.Thread):
             "provider": session.provider,
             "runtime": session.runtime_version,
             "golden_difference": difference,
+            "realness_difference": off,
             "arithmetic": session.arithmetic,
         }
 

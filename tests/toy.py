@@ -181,6 +181,23 @@ def publish_toy(
         return draft.publish(manifest)
 
 
+def republish(
+    artifact: Artifact, root: Path, discriminator: bytes | None = None, logits_off_by: float = 0.0
+) -> Artifact:
+    """Publish a judged toy again, into the store at `root`, with another D or spoiled golden logits."""
+    manifest = artifact.manifest
+    with Store(root).draft(manifest.name) as draft:
+        for file in manifest.files:
+            (draft.path / file).write_bytes(artifact.file(file).read_bytes())
+        if discriminator is not None:
+            (draft.path / DISCRIMINATOR_FILE).write_bytes(discriminator)
+        golden = Golden.load(artifact.file(GOLDEN_FILE), manifest)
+        assert golden.realness is not None
+        spoiled = golden.realness + np.float32(logits_off_by)
+        dataclasses.replace(golden, realness=spoiled).save(draft.path / GOLDEN_FILE)
+        return draft.publish(dataclasses.replace(manifest, version=draft.version))
+
+
 def _golden(graph: bytes, manifest: Manifest) -> Golden:
     seeds = np.array([0, 1, 42, 2**32 - 1], dtype=np.int64)
     class_idx = seeds % manifest.num_classes if manifest.num_classes else np.zeros_like(seeds)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.errors import ContractError, DamagedArtifact
-from models.manifest import Manifest
+from models.manifest import DISCRIMINATOR_FILE, Manifest
 from models.sampling import SeedRanges
 from models.store import Store
 from service.device import CUDA_BUCKETS, Accelerator
@@ -35,7 +35,7 @@ from service.offline.errors import DeviceFailed, OtherJob, SampleError
 from service.offline.formats import WRITERS, Made
 from service.offline.job import Job
 from service.offline.places import Place, open_place, scratch, sentences
-from service.offline.records import SEEDS_NAME, Receipt, Records
+from service.offline.records import SEEDS_NAME, GoldenDifference, Receipt, Records
 from service.offline.sources import ClassRule, RowSource, read_seeds
 from service.rows import Rows
 from service.settings import SignFiles
@@ -98,13 +98,27 @@ class Maker:
         artifact = Store(order.store).resolve(order.address)
         if artifact.digest != order.job.digest:
             raise DamagedArtifact(f"{artifact.address} was replaced in the store while it was at work")
-        self.generator = Generator(artifact, order.accelerator, order.threads, device_id, marks=order.marks)
-        self.golden_difference = self.generator.session.golden_difference(GOLDEN_ROWS_AT_START)
         self._source = source or source_of(order.job, artifact.manifest, self.place)
+        self.generator = Generator(artifact, order.accelerator, order.threads, device_id, marks=order.marks)
+        levels = self.generator.session.golden_difference(GOLDEN_ROWS_AT_START)
+        logits = 0.0
+        if self._source.judging is not None:  # here, where what is wrong with D is the artifact's fault
+            logits = self._logits_difference(artifact.address)
+        self.golden_difference = GoldenDifference(levels, logits)
         self._encoders = order.encoders
         images = CUDA_BUCKETS[-1] if order.accelerator == "cuda" else _MICROBATCH
         self._microbatch = max(1, images // self.job.proposals)  # rows
         self._signer = ImageSigner(order.sign_files) if order.sign_files else None
+
+    def _logits_difference(self, address: str) -> float:
+        """That of D's golden rows. Raises DamagedArtifact for a D that does not run."""
+        try:
+            return self.generator.discriminator.golden_difference(GOLDEN_ROWS_AT_START)
+        except (ContractError, StartError):
+            raise
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+            why = str(error).partition("\n")[0][:500]
+            raise DamagedArtifact(f"{address}: {DISCRIMINATOR_FILE} does not run: {why}") from None
 
     def make_all(self, shards: Iterable[int], tell: Tell, keep: bool = True) -> None:
         """Make `shards`; have them appear with their receipts, unless they are not for keeping.

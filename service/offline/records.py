@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,18 @@ _REALNESS: Final = re.compile(r"\d{1,5}( \d{1,5})*", re.ASCII)
 SizeOf = Callable[[str], int | None]
 
 
+class GoldenDifference(NamedTuple):
+    """By how much golden rows come out otherwise on a machine."""
+
+    levels: int
+    """The largest grey-level difference; 0: bit-exact."""
+    logits: float = 0.0
+    """The largest difference of D's logits, where D has a part in the set."""
+
+    def __str__(self) -> str:
+        return f"{self.levels} grey levels" + (f" and {self.logits:g} of a logit" if self.logits else "")
+
+
 @dataclass(frozen=True)
 class Receipt:
     """What a finished shard's files are."""
@@ -50,6 +62,8 @@ class Receipt:
     """64 hex, over its files one after the other."""
     golden_difference: int
     """The largest grey-level difference of golden rows where it was made; 0: bit-exact."""
+    realness_difference: float = 0.0
+    """That of D's logits, told where they differ."""
     realness: str | None = None
     """Of each of its rows, those left out among them, in ten-thousandths with spaces between: what files and
     `metadata.jsonl` follow from. None where D has no part in that."""
@@ -59,14 +73,18 @@ class Receipt:
         cls,
         images: int,
         files: Sequence[Path],
-        golden_difference: int,
+        difference: GoldenDifference,
         realness: npt.NDArray[np.float64] | None = None,
     ) -> Receipt:
         """The receipt of local files; `realness` [rows] of its rows."""
         total = sum(file.stat().st_size for file in files)
         digest = _sha256(file.open("rb") for file in files)
         told = None if realness is None else " ".join(map(str, np.rint(_STEPS * realness).astype(int)))
-        return cls(images, total, digest, golden_difference, told)
+        return cls(images, total, digest, *difference, told)
+
+    @property
+    def difference(self) -> GoldenDifference:
+        return GoldenDifference(self.golden_difference, self.realness_difference)
 
     def realness_of_rows(self) -> npt.NDArray[np.float64] | None:
         """[rows], as D told it."""
@@ -79,21 +97,29 @@ class Receipt:
         return np.flatnonzero(realness >= min_realness)
 
     def to_facts(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        facts = asdict(self)
+        return {name: value for name, value in facts.items() if name not in _UNTOLD or value != _UNTOLD[name]}
 
     @classmethod
     def from_facts(cls, facts: Any) -> Receipt:
         """Raises InvalidValue."""
-        wanted = {one.name for one in fields(cls)} - {"realness"}
+        wanted = {one.name for one in fields(cls)} - set(_UNTOLD)
         if not isinstance(facts, dict) or not wanted <= set(facts):
             raise InvalidValue(f"a receipt must name images, bytes and sha256, got {show(facts)}")
-        receipt = cls(**{name: facts[name] for name in wanted}, realness=facts.get("realness"))
-        told = receipt.realness
-        if told is not None and not (isinstance(told, str) and _REALNESS.fullmatch(told)):
-            raise InvalidValue(f"a receipt's realness must be ten-thousandths, got {show(told)}")
+        told = _UNTOLD | facts
+        receipt = cls(**{name: told[name] for name in wanted | set(_UNTOLD)})
+        realness = receipt.realness
+        if realness is not None and not (isinstance(realness, str) and _REALNESS.fullmatch(realness)):
+            raise InvalidValue(f"a receipt's realness must be ten-thousandths, got {show(realness)}")
         if any(type(one) is not int for one in (receipt.images, receipt.bytes, receipt.golden_difference)):
             raise InvalidValue(f"a receipt's counts must be integers, got {show(facts)}")
+        if type(receipt.realness_difference) is not float:
+            raise InvalidValue(f"a receipt's realness_difference must be a number, got {show(facts)}")
         return receipt
+
+
+_UNTOLD: Final[dict[str, Any]] = {"realness_difference": 0.0, "realness": None}
+"""What a receipt does not say, since it goes without saying."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +198,13 @@ class Records:
         except (ValueError, RecursionError):
             return None
 
-    def golden_difference(self) -> int | None:
+    def golden_difference(self) -> GoldenDifference | None:
         """That of a shard that is there, None where none is."""
         for shard in self.receipts():
             if receipt := self.receipt(shard):
-                return receipt.golden_difference
+                return receipt.difference
         sealed = self.manifest()
-        return sealed.receipts[0].golden_difference if sealed else None
+        return sealed.receipts[0].difference if sealed else None
 
     def has_sizes(self, receipt: Receipt, files: Iterable[str], size_of: SizeOf) -> bool:
         """Whether a shard's files are there and together as large as its receipt says."""

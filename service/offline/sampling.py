@@ -40,6 +40,7 @@ from service.offline.progress import Progress, Style
 from service.offline.records import (
     METADATA_NAME,
     SEEDS_NAME,
+    GoldenDifference,
     Metadata,
     Receipt,
     Records,
@@ -210,11 +211,11 @@ def seal(place: Place, source: RowSource) -> bool:
     receipts = [receipt for shard in range(job.shards) if (receipt := known(shard)) is not None]
     if len(receipts) < job.shards:
         return records.manifest() is not None
-    differences = sorted({receipt.golden_difference for receipt in receipts})
+    differences = sorted({receipt.difference for receipt in receipts})
     if len(differences) > 1:
         raise OtherJob(
             f"{place} holds shards of machines that differ: golden rows are off by {differences[0]} "
-            f"grey levels on one, by {differences[-1]} on another"
+            f"on one, by {differences[-1]} on another"
         )
     records.put_manifest(job, receipts, _put_metadata(place, job, source, receipts))
     return True
@@ -313,11 +314,11 @@ def _facts_of(
 
 
 def _make(
-    request: Request, job: Job, shards: Sequence[int], progress: Progress, golden_difference: int | None
+    request: Request, job: Job, shards: Sequence[int], progress: Progress, there: GoldenDifference | None
 ) -> None:
     """Make `shards`, here or in processes of their own.
 
-    `golden_difference`: that of the shards that are there; None where there are none.
+    `there`: by how much golden rows are off of the shards that are there; None where there are none.
     """
     devices = usable_gpus() if request.accelerator == "cuda" else 1
     if not devices:
@@ -336,11 +337,11 @@ def _make(
         sign_files=request.sign_files,
     )
 
-    def ready(found: int) -> None:
-        if golden_difference not in (None, found):
+    def ready(found: GoldenDifference) -> None:
+        if there not in (None, found):
             raise OtherJob(
                 f"{request.out} holds shards of a machine that differs: golden rows were off by "
-                f"{golden_difference} grey levels there, and are off by {found} here"
+                f"{there} there, and are off by {found} here"
             )
 
     def tell(images: int, finished: tuple[int, Receipt] | None) -> None:

@@ -86,7 +86,7 @@ function factsOf({ img_width, img_height, img_channels, num_classes, digest, det
   if (num_classes > 0) facts.push([`${num_classes} classes`, "the generator takes a class"]);
   facts.push([`digest ${digest.slice(0, 12)}`, digest]);
   if (determinism === "bit_exact") facts.push(["bit-exact", "at start, known images were made again and every pixel was equal"]);
-  else if (determinism) facts.push([`${determinism} grey levels`, "at start, known images were made again; this is the largest difference"]);
+  else if (determinism) facts.push([determinism.replace(/^differs by \d+/, "$& grey levels"), "at start, known images were made again; this is the largest difference"]);
   return facts;
 }
 

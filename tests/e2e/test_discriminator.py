@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from server_process import Server
-from toy import Z_DIM
+from toy import Z_DIM, republish
 
 from models.choosing import choose_images
 from models.manifest import DISCRIMINATOR_FILE, GRAPH_FILE
@@ -128,6 +128,10 @@ def test_an_address_names_sampler_and_proposals_and_so_does_its_etag(
         == 3
     )
     assert 0 <= float(chosen.headers["x-realness"]) <= 1
+    for spelling in ("09", "%2B9", "9.0"):  # one image, one address
+        refused = server.http.get(f"{address}?sampler=mh&proposals={spelling}")
+        assert refused.status_code == 422
+        assert "proposals must be plain digits" in refused.json()["error"]
     assert again.status_code == 304
 
 
@@ -243,6 +247,16 @@ def test_a_model_without_a_discriminator_says_so(shared_server: Server) -> None:
 
     assert answer.json()["error"] == "realness must be left out: the model has no discriminator, got true"
     assert (facts["samplers"], facts["discriminator"]) == (["plain"], None)
+
+
+def test_logits_of_golden_rows_that_differ_are_published(
+    serve: Callable[..., Server], judged_store: Path, tmp_path: Path
+) -> None:
+    republish(Store(judged_store).resolve("judged"), tmp_path, logits_off_by=0.5)
+
+    facts = serve("--model", "judged", store=tmp_path).http.get("/v1/models/judged").json()
+
+    assert facts["determinism"] == "differs by 0, realness by 0.5 of a logit"
 
 
 def test_a_models_facts_show_its_calibration(server: Server) -> None:

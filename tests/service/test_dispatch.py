@@ -106,6 +106,7 @@ class PlayedWorker:
                 "provider": "CPUExecutionProvider",
                 "runtime": "1",
                 "golden_difference": golden_difference,
+                "realness_difference": 0.0,
                 "arithmetic": "",
             }
         )

@@ -6,12 +6,17 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from toy import republish, toy_discriminator
 
+from models.errors import DamagedArtifact, InvalidValue
+from models.golden import Golden
+from models.manifest import DISCRIMINATOR_FILE, GOLDEN_FILE, MANIFEST_FILE
 from models.store import Store
 from service.__main__ import main
 from service.generator import Generator
@@ -199,6 +204,65 @@ def test_what_is_not_offered_is_refused_before_anything_is_made(
 
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "sentence"),
+    [
+        (b"garbage", "discriminator.onnx cannot be loaded"),
+        (toy_discriminator(channels=1), "the graph's images must be tensor(uint8) ['N', 12, 12, 3]"),
+    ],
+)
+def test_a_discriminator_that_is_none_is_the_artifacts_fault(
+    judged_store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    discriminator: bytes,
+    sentence: str,
+) -> None:
+    republish(Store(judged_store).resolve("judged"), tmp_path / "store", discriminator)
+    flags = ["--model", "judged", "--seeds", "0-9", "--realness", "--out", str(tmp_path / "out")]
+
+    assert main(["sample", "--store", str(tmp_path / "store"), *flags]) == 2
+
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "DamagedArtifact" not in said
+
+
+def test_a_manifest_that_lists_no_discriminator_is_refused_and_one_without_calibration_says_so(
+    judged_store: Path, tmp_path: Path
+) -> None:
+    artifact = republish(Store(judged_store).resolve("judged"), tmp_path)
+    whole = artifact.manifest
+    files = {name: digest for name, digest in whole.files.items() if name != DISCRIMINATOR_FILE}
+    artifact.file(MANIFEST_FILE).write_text(replace(whole, files=files).to_json())
+    with pytest.raises(DamagedArtifact, match=r"judged:1: the manifest lists no discriminator\.onnx"):
+        Store(tmp_path).resolve("judged")
+
+    with pytest.raises(InvalidValue, match="the model's discriminator has no calibration, got 'mh'"):
+        Rows.of_seeds(whole, [0]).judged(replace(whole, sampler=None), "mh")
+    plain = Golden.load(artifact.file(GOLDEN_FILE), whole)
+    replace(plain, realness=None).save(artifact.file(GOLDEN_FILE))
+    with pytest.raises(DamagedArtifact, match=r"judged:1: golden\.npz must hold one realness a row"):
+        Golden.load(artifact.file(GOLDEN_FILE), whole)
+
+
+def test_a_machine_whose_logits_differ_does_not_go_on_with_a_judged_set(
+    sample: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert sample("--realness") == 0
+    (tmp_path / "out/seed0000000003.png").unlink()
+    monkeypatch.setattr("service.session.DiscriminatorSession.golden_difference", lambda self, rows: 0.5)
+
+    assert sample("--realness") == 5
+
+    assert "off by 0 grey levels there, and are off by 0 grey levels and 0.5 of a logit" in (
+        capsys.readouterr().err
+    )
 
 
 def test_another_threshold_is_another_job(

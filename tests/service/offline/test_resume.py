@@ -176,7 +176,10 @@ def test_a_machine_that_makes_other_pixels_does_not_go_on(
 
     assert sample(*FLAGS, "--out", out) == 5
 
-    assert "golden rows were off by 0 grey levels there, and are off by 2 here" in capsys.readouterr().err
+    assert (
+        "golden rows were off by 0 grey levels there, and are off by 2 grey levels here"
+        in capsys.readouterr().err
+    )
     assert not (out / "manifest.json").exists()
 
 
