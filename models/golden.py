@@ -106,7 +106,6 @@ class Golden:
         assert self.realness is not None
         logits = score(self.images[:rows], self.class_idx[:rows])  # [N]
         if logits.shape != (wanted := self.class_idx[:rows].shape) or not np.isfinite(logits).all():
-            raise DamagedArtifact(
-                f"{DISCRIMINATOR_FILE} must give finite logits {wanted}, got {show(logits)}"
-            )
+            got = show(logits.tolist())
+            raise DamagedArtifact(f"{DISCRIMINATOR_FILE} must give finite logits {wanted}, got {got}")
         return float(np.abs(rounded_logits(logits) - rounded_logits(self.realness[:rows])).max())
