@@ -327,7 +327,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     elif options.target in DATA_TARGETS:
         fakes = images_of_data(options.target, options.data, options.img_resolution, wanted)
     else:
-        api_key = options.api_key_file and options.api_key_file.read_text(encoding="utf-8").strip()
+        api_key = options.api_key_file and _api_key(options.api_key_file)
         fakes = images_at(options.target, wanted, store=Store(options.store), api_key=api_key)
     yardstick = Yardstick(
         img_resolution=max(fakes.images.shape[1:3]),
@@ -358,6 +358,13 @@ def _evaluate(options: argparse.Namespace) -> int:
                 times = one["value"] / one["of_reals"]
                 print(f"\n{label(one['name'])}: {times:.2f} times that of real images")
     return 0
+
+
+def _api_key(file: Path) -> str:
+    key = file.read_bytes().strip()
+    if not key.isascii() or not key.decode().isprintable():
+        raise InvalidValue(f"{file} must hold one key, a line of ASCII text")  # which is not shown
+    return key.decode()
 
 
 def _extractor(options: argparse.Namespace) -> int:

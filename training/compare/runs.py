@@ -44,7 +44,7 @@ class ComparedRun:
 
     config: TrainConfig
     figures: tuple[Figure, ...]
-    """Of G_ema; none where its images were not finite."""
+    """Of G_ema; that of classes only where the extractor finds the data's."""
     cpu_s: float
     """CPU seconds of the process in training."""
     num_images: int
@@ -90,9 +90,10 @@ def play(config: TrainConfig, dataset: Dataset, yardstick: Yardstick, n: int) ->
     cpu_s = time.process_time() - began_s
     make = plain(torch_render(state.G_ema), z_dim=config.z_dim, prior="normal", truncation_psi=1.0)
     images, _ = made(make, evaluation_seeds(0, n), num_classes=0)
+    asked = [name for name in FIGURES if yardstick.has_own_classes or name != "class_min_share"]
     return ComparedRun(
         config=config,
-        figures=yardstick.figures(Fakes(label=config.preset, images=images), FIGURES),
+        figures=yardstick.figures(Fakes(label=config.preset, images=images), asked),
         cpu_s=round(cpu_s, 2),
         num_images=state.cur_nimg,
         not_finite_nimg=not_finite_nimg,

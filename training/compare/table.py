@@ -6,6 +6,7 @@ Refuses to own: the runs (`training.compare.runs`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from statistics import fmean
 from typing import Final
 
@@ -38,7 +39,7 @@ def table(runs: Iterable[ComparedRun]) -> str:
     first = next(iter(groups.values()))[0]
     reals = {one.name: one.of_reals for one in first.figures if one.of_reals is not None}
     if "frechet_distance" in reals:
-        lines.append(["real images", "", *(_text(name, reals[name]) for name in FIGURES), ""])
+        lines.append(["real images", "", *(_text(name, reals.get(name, inf)) for name in FIGURES), ""])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -121,6 +122,8 @@ def _title(figure: str) -> str:
 
 
 def _text(figure: str, value: float) -> str:
+    if value == inf:
+        return "none"
     if figure in _SHARES:
         return f"{value:.1%}"
     return f"{value:.4f}" if figure == "kernel_distance" else f"{value:.2f}"

@@ -101,7 +101,7 @@ class Dataset:
         if max(height, width) > img_resolution:
             raise DataError(
                 f"images must be at most img_resolution ({img_resolution}) on each side, "
-                f"those of {self.name} are {width}×{height}: give --set img_resolution=R"
+                f"those of {self.name} are {width}×{height}: raise img_resolution"
             )
         top, left = (img_resolution - height) // 2, (img_resolution - width) // 2
         margins = (

@@ -61,8 +61,8 @@ def read_folder(folder: Path) -> Dataset:
         pixels = images.read_images(NAME, files, lambda name: (folder / IMAGES_FOLDER / name).read_bytes())
     except OSError as error:
         raise DataError(f"{folder} must be the whole package {PACKAGE}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / LIST_FILE} must be the list of {PACKAGE}: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{folder / LIST_FILE} must be the list of {PACKAGE}") from None
     return Dataset(
         name=NAME,
         images=pixels,

@@ -10,7 +10,7 @@
     reals = Reference(
         images=images,
         extractor=open_extractor("fashion-mnist"),       # a name, or an ONNX file
-        data=dataset.name, data_digest=dataset.digest, split="test", seed=0,
+        data=dataset.name, data_digest=dataset.digest, split="test", num_classes=dataset.num_classes, seed=0,
     )
     plain = measure(reals, fakes, figures=("frechet_distance", "coverage"))   # fakes uint8 [M, H, W, C]
     chosen = measure(reals, others, sampler="mh, 12 proposals")

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import InvalidValue, show
+from models.errors import DamagedArtifact, InvalidValue, show
 from models.store import sha256_of
 from training.graph_session import open_session
 from training.metrics.counting import counted
@@ -80,7 +80,10 @@ class OnnxExtractor:
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.name = name or path.stem
         self.digest = sha256_of(path)
-        self._session = open_session(path, str(path))
+        try:
+            self._session = open_session(path, str(path))
+        except DamagedArtifact as error:  # it is none
+            raise InvalidValue(str(error)) from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._outputs = [one.name for one in outputs if one.name in ("features", "logits")]
         if [(one.name, one.type) for one in inputs] != [("images", "tensor(uint8)")]:
@@ -88,7 +91,7 @@ class OnnxExtractor:
             raise InvalidValue(f"{_INTERFACE}; {path} takes {given}")
         batch, *self._sizes = inputs[0].shape
         if "features" not in self._outputs or isinstance(batch, int):
-            given = ", ".join(f"{one.name} {one.shape}" for one in outputs)
+            given = ", ".join(f"{one.name} [{', '.join(map(str, one.shape))}]" for one in outputs)
             raise InvalidValue(f"{_INTERFACE}; {path} gives {given} for {batch} images")
 
     def answers(self, images: Images) -> Answers:

@@ -15,6 +15,7 @@ from models.sampling import Prior, latents_from_seeds, resolve_class_idx
 from training.metrics.classes import ClassIdx
 from training.metrics.counting import counted
 from training.metrics.extractor import Images
+from training.metrics.neighbours import MIN_IMAGES
 
 FIRST_SEED: Final = 3_000_000_000
 """Where the seeds of evaluation begin: far from those that grids, previews and users' first trials take."""
@@ -35,6 +36,20 @@ class Wanted:
     sampler: Sampler = "plain"
     proposals: int | None = None
     """Of the sampler mh; None: the model's own number."""
+
+    def __post_init__(self) -> None:
+        """Raise InvalidValue for what no target could give."""
+        if self.n < MIN_IMAGES:
+            raise InvalidValue(f"n must be at least {MIN_IMAGES}, got {show(self.n)}")
+        if self.sampler == "plain" and self.proposals is not None:
+            raise InvalidValue(
+                f"proposals must be left out where sampler is plain, got {show(self.proposals)}"
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether images are wanted as they are."""
+        return (self.truncation_psi, self.sampler) == (1, "plain")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

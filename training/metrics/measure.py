@@ -27,7 +27,7 @@ from training.metrics.distances import (
     standardised,
 )
 from training.metrics.extractor import Answers, Extractor, Images
-from training.metrics.neighbours import DENSITY_K, nearest_distances, neighbourhoods
+from training.metrics.neighbours import MIN_IMAGES, nearest_distances, neighbourhoods
 from training.metrics.protocol import PIXELS, PLAIN, Figure, Protocol
 from training.metrics.sharpness import sharpness
 
@@ -38,7 +38,6 @@ INCEPTION_NAMES: Final = {
     "classifier_score": "inception_score",
 }
 """What figures are called on Inception's features, and on no others."""
-MIN_IMAGES: Final = DENSITY_K + 2
 
 
 def draw(dataset: Dataset, count: int, seed: int) -> tuple[Images, ClassIdx | None]:
@@ -65,12 +64,20 @@ class Reference:
     """sha256 (64 hex) of the split, at their size: `Dataset.digest`."""
     split: str
     """Which part of the data they are of."""
+    num_classes: int = 0
+    """Classes of the data; 0: it has none, or they are not known."""
     seed: int = 0
     """Of every draw that a figure makes; a protocol says that the reals were drawn by it too."""
 
     @cached_property
     def answers(self) -> Answers:
         return self.extractor.answers(self.images)
+
+    @property
+    def has_own_classes(self) -> bool:
+        """Whether the extractor is a classifier of as many classes as the data have."""
+        logits = self.answers.logits
+        return logits is not None and logits.shape[1] == self.num_classes
 
     @cached_property
     def gaussian(self) -> Gaussian:
@@ -128,6 +135,13 @@ class _Group:
     names: tuple[str, ...]
     take: Callable[[Reference, Answers], Values]
     needs_classes: bool = False
+    needs_own_classes: bool = False
+    """Whether the classes must be the data's."""
+
+    def can_be_taken(self, reals: Reference) -> bool:
+        if self.needs_own_classes:
+            return reals.has_own_classes
+        return not self.needs_classes or reals.answers.logits is not None
 
 
 _GROUPS: Final = (
@@ -136,7 +150,12 @@ _GROUPS: Final = (
     _Group(names=("kernel_distance",), take=_kernel),
     _Group(names=("precision", "recall", "density", "coverage"), take=_neighbours),
     _Group(names=("classifier_score",), take=_score, needs_classes=True),
-    _Group(names=("class_min_share", "class_max_share", "class_jsd"), take=_histogram, needs_classes=True),
+    _Group(
+        names=("class_min_share", "class_max_share", "class_jsd"),
+        take=_histogram,
+        needs_classes=True,
+        needs_own_classes=True,
+    ),
 )
 SET_FIGURES: Final = (*(name for group in _GROUPS for name in group.names), "sharpness")
 """What `measure` takes of two sets of images."""
@@ -155,10 +174,11 @@ def measure(
 ) -> tuple[Figure, ...]:
     """Hold fakes uint8 [M, H, W, C] against `reals`: those of `figures` that can be taken.
 
-    Figures of classes cannot where the extractor is no classifier. `answers` is what the extractor says of
-    the fakes, where it has been asked; truncation and sampler are what the protocol tells. The same images
-    give the same figures, to the last bit. Raises InvalidValue for a figure that is none, for fewer than 7
-    images, and for images of another shape than the reals.
+    Figures of classes cannot where the extractor is no classifier, the shares of classes where it has not as
+    many as the data. `answers` is what the extractor says of the fakes, where it has been asked; truncation
+    and sampler are what the protocol tells. The same images give the same figures, to the last bit. Raises
+    InvalidValue for a figure that is none, for fewer than 7 images, and for images of another shape than the
+    reals.
     """
     check_figures(figures)
     check_images(reals.images, fakes)
@@ -167,7 +187,7 @@ def measure(
     if any(set(group.names) & set(figures) for group in _GROUPS):
         answers = answers or reals.extractor.answers(fakes)
         for group in _GROUPS:
-            if set(group.names) & set(figures) and (answers.logits is not None or not group.needs_classes):
+            if set(group.names) & set(figures) and group.can_be_taken(reals):
                 values |= group.take(reals, answers)
     names = INCEPTION_NAMES if reals.extractor.is_inception else {}
     taken = [

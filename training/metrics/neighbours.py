@@ -17,6 +17,8 @@ from training.metrics.distances import Features, Floats
 
 PRECISION_K: Final = 3
 DENSITY_K: Final = 5
+MIN_IMAGES: Final = DENSITY_K + 2
+"""Of either set."""
 _BLOCK_ROWS: Final = 200
 
 

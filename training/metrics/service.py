@@ -35,7 +35,8 @@ def ask_service(url: str, wanted: Wanted, api_key: str | None) -> Fakes:
     Raises InvalidValue for a model that is not served, ServiceError for an answer that is not the service's,
     and where the model changes meanwhile.
     """
-    base, _, name = url.rstrip("/").partition(f"{_MODELS}/")
+    base, _, name = url.rstrip("/").partition(_MODELS)
+    name = name.removeprefix("/")
     content, _ = _ask(base + _MODELS, None, api_key)
     try:
         models = json.loads(content)["models"]
@@ -44,8 +45,8 @@ def ask_service(url: str, wanted: Wanted, api_key: str | None) -> Fakes:
         label, digest = f"{facts['name']}:{facts['version']}", facts["digest"]
         img_bytes = facts["img_height"] * facts["img_width"] * facts["img_channels"]
         most_rows = min(facts["limits"]["max_rows"], facts["limits"]["max_pixel_bytes"] // img_bytes)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ServiceError(f"{base + _MODELS} does not answer as ganserve does: {error!r}") from None
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise ServiceError(f"{base + _MODELS} does not answer as ganserve does") from None
     if name and name not in served:
         raise InvalidValue(f"the service at {base} serves {', '.join(served)}, not {name}")
     own = (facts.get("discriminator") or {}).get("proposals", DEFAULT_PROPOSALS)

@@ -14,7 +14,7 @@ import numpy as np
 
 from models.calibration import resolve_proposals
 from models.choosing import choose_images
-from models.errors import InvalidValue
+from models.errors import InvalidValue, show
 from models.golden import Render, Score
 from models.manifest import DISCRIMINATOR_FILE, GRAPH_FILE, Manifest
 from models.sampling import LatentSampler, resolve_truncation_psi
@@ -57,10 +57,12 @@ def images_at(target: str, wanted: Wanted, *, store: Store, api_key: str | None 
         return ask_service(target, wanted, api_key)
     path = Path(target)
     if is_pictures(path):
-        if (wanted.truncation_psi, wanted.sampler) != (1, "plain"):
+        if not wanted.is_plain:
             raise InvalidValue("truncation_psi and sampler must be left out for images in files")
         return read_pictures(path)
-    if "/" in target:  # no model's name has one
+    if target.startswith("data:") and not target.removeprefix("data:").isdecimal():  # which is a version
+        raise InvalidValue(f"target must be {' or '.join(DATA_TARGETS)} for the data, got {show(target)}")
+    if "/" in target or path.is_file():  # no model's name has one
         raise DataError(f"{target} must be a run, a folder, zip or tar of images, and it is none")
     return images_of_artifact(store.resolve(target), wanted)
 
@@ -132,6 +134,8 @@ def images_of_snapshot(snapshot: Snapshot, wanted: Wanted) -> Fakes:
 
 def images_of_data(target: str, path: Path | None, img_resolution: int, wanted: Wanted) -> Fakes:
     """Real images in the place of fakes: what a perfect generator gets. The draw is that of `of_reals`."""
+    if not wanted.is_plain:
+        raise InvalidValue(f"truncation_psi and sampler must be left out for {target}")
     dataset = open_dataset(path, img_resolution, DATA_TARGETS[target])
     images, class_idx = draw(dataset, wanted.n, wanted.seed)
     return Fakes(label=f"{dataset.name}, {DATA_TARGETS[target]}", images=images, class_idx=class_idx)

@@ -75,6 +75,7 @@ class Yardstick:
             data=dataset.name,
             data_digest=dataset.digest,
             split=self._split,
+            num_classes=dataset.num_classes,
             seed=seed,
         )
         judge = judge or (own_judge if own_judge in shipped else None)
@@ -84,6 +85,11 @@ class Yardstick:
     def protocol(self, n_fake: int) -> Protocol:
         """How figures of `n_fake` plain fakes on the extractor's features are taken."""
         return self._reals.protocol(n_fake)
+
+    @property
+    def has_own_classes(self) -> bool:
+        """Whether the extractor finds the data's classes, so that their shares can be taken."""
+        return self._reals.has_own_classes
 
     def figures(self, fakes: Fakes, asked: Collection[str] | None = None) -> tuple[Figure, ...]:
         """The figures `asked` for of fakes, or all that can be taken, each with `of_reals`.
@@ -155,6 +161,6 @@ class Yardstick:
         found = {re.sub(r"_\d+$", "", plain.get(one.name, one.name)) for one in taken}  # of one class
         if missing := [name for name in names if name not in found]:
             raise InvalidValue(
-                f"{missing[0]} cannot be taken here: it needs a classifier, and class_accuracy and "
-                "class_variety the class that each image was to show"
+                f"{missing[0]} cannot be taken here: it needs a classifier, shares of classes one of the "
+                "data's own classes, class_accuracy and class_variety the class that each image was to show"
             )

@@ -220,6 +220,27 @@ def test_seeds_of_evaluation_are_its_own_and_draw_the_classes_evenly() -> None:
         ("data:train", ["--split=test"], "halves.zip has no test split: give --split train"),
         ("data:train", ["--img-resolution=20"], "the extractor toy takes images of 16×16×1, got 20×20×1"),
         ("data:train", ["--extractor=vgg"], "extractor must be one of fashion-mnist, "),
+        ("data:train", ["--img-resolution=12"], "those of halves are 16×16: raise img_resolution"),
+        (
+            "data:train",
+            ["--truncation-psi=0.5"],
+            "truncation_psi and sampler must be left out for data",
+        ),
+        ("data:train", ["--sampler=mh"], "truncation_psi and sampler must be left out for data"),
+        ("data:all", [], "target must be data:train or data:test for the data, got 'data:all'"),
+        ("data:train", ["--extractor=broken.tar"], "broken.tar cannot be loaded by ONNX Runtime"),
+        ("run", ["--proposals=4"], "proposals must be left out where sampler is plain, got 4"),
+        (".", ["--proposals=4"], "proposals must be left out where sampler is plain, got 4"),
+        ("run", ["--n=6"], "n must be at least 7, got 6"),
+        ("images.npz", [], "images.npz must be a run, a folder, zip or tar of images, and it is none"),
+        (
+            "http://127.0.0.1:9",
+            ["--api-key-file=images.npz"],
+            "images.npz must hold one key, a line",
+        ),
+        ("http://127.0.0.1:9", ["--api-key-file=two.txt"], "two.txt must hold one key, a line of ASCII text"),
+        ("http://127.0.0.1:9/v1/models", [], "http://127.0.0.1:9/v1/models cannot be asked: "),
+        ("http://127.0.0.1:9/v1/models/toy", [], "http://127.0.0.1:9/v1/models cannot be asked: "),
         ("run", ["--seed=1000"], "seed must be between 0 and 999, got 1000"),
         ("run", ["--n=1000001"], "n must be between 1 and 1000000, got 1000001"),
         ("nowhere/at/all", [], "nowhere/at/all must be a run, a folder, zip or tar of images"),
@@ -238,6 +259,8 @@ def test_a_mistake_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken.tar").write_bytes(b"no tar")
+    Path("images.npz").write_bytes(b"\xff\xfe")
+    Path("two.txt").write_text("a key\nanother\n", encoding="ascii")
     if target == "run":
         trained(RunFolder(tmp_path / "run"), 32)
 

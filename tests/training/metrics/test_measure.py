@@ -42,7 +42,11 @@ class Halves:
 
 
 def reference(
-    dataset: Dataset, n: int = 200, extractor: Halves | None = None, split: str = "test"
+    dataset: Dataset,
+    n: int = 200,
+    extractor: Halves | None = None,
+    split: str = "test",
+    num_classes: int = 2,
 ) -> Reference:
     images, _ = draw(dataset, n, seed=0)
     return Reference(
@@ -51,6 +55,7 @@ def reference(
         data=dataset.name,
         data_digest=dataset.digest,
         split=split,
+        num_classes=num_classes,
     )
 
 
@@ -137,7 +142,10 @@ def test_only_what_is_asked_for_is_taken_and_classes_need_a_classifier() -> None
     found = measure(reference(toy_dataset()), fakes, figures=asked)
     without = measure(reference(toy_dataset(), extractor=Halves(is_classifier=False)), fakes, figures=asked)
 
+    of_others = measure(reference(toy_dataset(), num_classes=9), fakes, figures=[*asked, "classifier_score"])
+
     assert [one.name for one in found] == asked
+    assert [one.name for one in of_others] == ["coverage", "classifier_score", "sharpness"]
     assert [one.name for one in without] == ["coverage", "sharpness"]
 
 
