@@ -85,6 +85,16 @@ def test_a_row_is_the_mean_over_seeds_and_real_images_come_last() -> None:
     assert reals.startswith("| real images |  | 0.80 |")
 
 
+def test_a_figure_that_could_not_be_taken_is_told_as_none() -> None:
+    run = run_of("hinge-sn")
+    taken = tuple(one for one in run.figures if one.name != "class_min_share")
+
+    _, _, row, reals = table([dataclasses.replace(run, figures=taken)]).splitlines()
+
+    column = 3 + FIGURES.index("class_min_share")
+    assert [line.split("|")[column].strip() for line in (row, reals)] == ["none", "none"]
+
+
 def test_figures_of_two_protocols_share_no_column() -> None:
     other = dataclasses.replace(PROTOCOL, n_fake=8)
 
