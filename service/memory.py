@@ -7,19 +7,23 @@ import gc
 from contextlib import suppress
 from typing import Final
 
+MIB: Final = 2**20
 _M_TRIM_THRESHOLD: Final = -1  # malloc.h
-_KEPT_BYTES: Final = 2**20
+_M_MMAP_THRESHOLD: Final = -3
 _NEW_OBJECTS: Final = 50_000  # ten megabytes, if all were garbage; Python looks after 700
 
 
-def give_freed_memory_back() -> None:
-    """Have this process keep at most 1 MiB of freed memory at the end of its heap, from now on.
+def give_freed_memory_back(kept_bytes: int = MIB, block_bytes: int = MIB // 8) -> None:
+    """Have this process keep at most `kept_bytes` of freed memory at the end of its heap, from now on.
 
-    Left alone, glibc keeps twice the largest block that was ever freed: what one opened model or one
-    large answer took would stay with an idle server. Does nothing where the C library is another.
+    Blocks of `block_bytes` and more go back alone, and come with a page fault a page when they are needed
+    again. Left alone, glibc raises both with the largest block that was ever freed: what one opened model or
+    one large answer took would stay with an idle server. Does nothing where the C library is another.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, kept_bytes)
+        libc.mallopt(_M_MMAP_THRESHOLD, block_bytes)
 
 
 def collect_garbage_seldom() -> None:

@@ -30,7 +30,7 @@ from service.device import Accelerator, DeviceOptions
 from service.encoding import FORMATS
 from service.errors import EXIT_REFUSED, DeviceLost, StartError
 from service.generator import GOLDEN_ROWS_AT_START, Generator
-from service.memory import give_freed_memory_back
+from service.memory import MIB, give_freed_memory_back
 from service.provenance import Rendering
 from service.slots import LATENTS_GIVEN, Slot, SlotLayout, map_slots
 
@@ -55,7 +55,7 @@ def work(settings: WorkerSettings, model_name: str, device: str) -> None:
     # Either may reach the whole process group, and a worker outlives the drain.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    give_freed_memory_back()
+    give_freed_memory_back(4 * MIB, 4 * MIB)  # a microbatch needs such blocks each time
     address = settings.channel
     try:
         link = channel.connect(address)

@@ -145,9 +145,4 @@ def _labels(content: bytes, image_files: list[str]) -> npt.NDArray[np.int64] | N
         raise DataError(f"{LABELS_FILE} must label every image; {missing[0]} has no label")
     for file in image_files:
         check_class_idx(classes[file], file)
-        if classes[file] >= len(image_files):
-            raise DataError(
-                f"{LABELS_FILE}: the class of {file} must be below the number of images "
-                f"({len(image_files)}), got {show(classes[file])}"
-            )
     return np.array([classes[file] for file in image_files], dtype=np.int64)
