@@ -17,8 +17,9 @@ from typing import Any, Self
 from training.config import TrainConfig
 from training.data import Dataset
 from training.environment import environment
-from training.errors import NotFinite, RunError
+from training.errors import NotFinite
 from training.files import atomic_file
+from training.kept_runs import read_kept_runs
 from training.loop import Trainer
 from training.metrics.fakes import Fakes, evaluation_seeds, made, plain
 from training.metrics.protocol import Figure, Protocol
@@ -122,17 +123,7 @@ def play_all(
 
 def read_runs(file: Path) -> list[ComparedRun]:
     """Read the runs of a file; none where it is not there yet. Raises RunError for a line that is none."""
-    runs = []
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            runs.append(ComparedRun.from_json(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(
-                f"{file} must hold one run of `gantrain compare` a line, line {number} is none ({error}): "
-                "give another file with --out"
-            ) from None
-    return runs
+    return read_kept_runs(file, ComparedRun.from_json, "gantrain compare")
 
 
 def tuned(searched: Iterable[ComparedRun], num_seeds: int) -> list[TrainConfig]:

@@ -24,8 +24,9 @@ from models.sampling import latents_from_seeds
 from training.config import TrainConfig
 from training.data.mixtures import Coverage, Mixture, coverage
 from training.environment import environment
-from training.errors import NotFinite, RunError
+from training.errors import NotFinite
 from training.files import atomic_file
+from training.kept_runs import read_kept_runs
 from training.loop import Trainer
 from training.networks import Generator
 from training.reals import MixtureReals
@@ -112,17 +113,7 @@ def play_all(
 
 def read_runs(file: Path) -> list[CoverageRun]:
     """Read the runs of a file; none where it is not there yet. Raises RunError for a line that is none."""
-    runs = []
-    lines = file.read_text().splitlines() if file.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            runs.append(CoverageRun.from_json(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(
-                f"{file} must hold one run of `gantrain coverage` a line, line {number} is none ({error}): "
-                "give another file with --out"
-            ) from None
-    return runs
+    return read_kept_runs(file, CoverageRun.from_json, "gantrain coverage")
 
 
 def _played(mixture: Mixture, configs: Sequence[TrainConfig], processes: int) -> Iterator[CoverageRun]:
