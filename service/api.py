@@ -122,7 +122,7 @@ class _Routes:
         signer = self._serving.signer
         if wanted.sign and signer is None:
             raise InvalidField("sign must be left out: this server has no sign_cert_file, got true")
-        rows = _rows_of(wanted, sampler)
+        rows = rows_of(wanted, sampler)
         if wanted.needs_discriminator:
             rows = self._judged(rows, wanted, sampler)
         fmt = None if wanted.format == "npy" else wanted.format
@@ -135,7 +135,7 @@ class _Routes:
         images = ticket.images
         if wanted.sign and signer is not None:
             images = await self._serving.finish(ticket, partial(signer.sign_all, images, fmt))
-        if _is_single(wanted):
+        if is_single(wanted):
             data = images[0]
         else:
             data = await self._serving.finish(ticket, partial(_pack, ticket, images, wanted, sampler))
@@ -286,7 +286,8 @@ class _Routes:
 # -- requests -------------------------------------------------------------------------------------
 
 
-def _rows_of(wanted: SampleRequest, sampler: ModelSampler) -> Rows:
+def rows_of(wanted: SampleRequest, sampler: ModelSampler) -> Rows:
+    """What `wanted` asks for, of this model. Raises InvalidValue."""
     manifest = sampler.artifact.manifest
     if wanted.latents is not None:
         return Rows.of_latents(manifest, wanted.latents, wanted.class_idx, wanted.truncation_psi)
@@ -302,7 +303,7 @@ def _parse_image_file(file: str) -> tuple[int, Format]:
     return check_seed(int(match[1])), fmt
 
 
-def _is_single(wanted: SampleRequest) -> bool:
+def is_single(wanted: SampleRequest) -> bool:
     """The answer is one image as it is, in no container."""
     return wanted.container is None and wanted.row_count == 1
 
@@ -310,7 +311,7 @@ def _is_single(wanted: SampleRequest) -> bool:
 def _media_type_of(wanted: SampleRequest) -> str:
     if wanted.format == "npy":
         return MEDIA_TYPES["npy"]
-    if _is_single(wanted):
+    if is_single(wanted):
         return MEDIA_TYPES[wanted.format]
     return MEDIA_TYPES[wanted.container or "zip"]
 
@@ -340,8 +341,15 @@ def _pack(ticket: Ticket, files: list[bytes], wanted: SampleRequest, sampler: Mo
 def _answer(
     request: Request, sampler: ModelSampler, data: bytes, media_type: str, ticket: Ticket
 ) -> Response:
+    return image_response(facts_of(request), sampler, data, media_type, ticket)
+
+
+def image_response(
+    facts: dict[str, Any], sampler: ModelSampler, data: bytes, media_type: str, ticket: Ticket
+) -> Response:
+    """An answer with the images of `ticket`, made into `data`; `facts` are the request's."""
     rows, timing = ticket.rows, ticket.timing
-    facts_of(request)["timing"] = timing
+    facts["timing"] = timing
     headers = [
         (b"x-model-digest", sampler.artifact.digest.encode()),
         (b"server-timing", timing.header().encode()),

@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import show
 from service.errors import Forbidden
+from service.http_exchange import RawHeaders
+from service.http_request import header
 from service.keys import Keys
 from service.pages import DOCUMENT_PATHS, PAGE_PATHS
 
@@ -87,13 +89,13 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_open(scope["path"]):
-            self._keys.require_known(_key_of(HTTPConnection(scope)))
+            self._keys.require_known(key_of(scope["headers"]))
         await self._app(scope, receive, send)
 
 
 def require_admin(request: HTTPConnection, keys: Keys) -> None:
     """Return if `request` presents an admin key. Raises Unauthorized (no known key) or Forbidden."""
-    keys.require_admin(_key_of(request))
+    keys.require_admin(key_of(request.scope["headers"]))
 
 
 def is_open(path: str) -> bool:
@@ -101,9 +103,9 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
 
-def _key_of(request: HTTPConnection) -> str | None:
+def key_of(headers: RawHeaders) -> str | None:
     """The key that a request presents; `Authorization` goes before `X-API-Key`."""
-    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    scheme, _, credentials = (header(headers, b"authorization") or "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip() or None
-    return request.headers.get("x-api-key") or None
+    return header(headers, b"x-api-key") or None

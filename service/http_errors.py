@@ -73,23 +73,27 @@ class AnswerErrors:
         except Exception as error:
             if scope["type"] != "http" or facts_in(scope)["answered"]:
                 raise  # too late to say it to the caller
-            await _error_response(Request(scope), error)(scope, receive, send)
+            response = (
+                _router_error(Request(scope), error)
+                if isinstance(error, HTTPException)
+                else error_response(facts_in(scope), error)
+            )
+            await response(scope, receive, send)
 
 
-def _error_response(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        return _router_error(request, error)
+def error_response(facts: dict[str, Any], error: BaseException) -> Response:
+    """The answer that says `error`; `facts` are the request's, which it is added to."""
     status, code = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), (500, "internal"))
     message, headers = str(error), {}
     if not isinstance(error, ServiceError | ContractError):
-        logger.error("%s: unexpected error", facts_of(request)["request_id"], exc_info=error)
+        logger.error("%s: unexpected error", facts["request_id"], exc_info=error)
         message = "internal error; the log has this request_id"
     if isinstance(error, RetryableError):
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    facts_of(request)["code"] = code
-    return _error_body(request, status, code, message, headers)
+    facts["code"] = code
+    return _error_body(facts, status, code, message, headers)
 
 
 def _router_error(request: Request, error: HTTPException) -> Response:
@@ -100,11 +104,10 @@ def _router_error(request: Request, error: HTTPException) -> Response:
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         message = f"method must be {allowed} for {show(request.url.path)}, got {request.method}"
-    return _error_body(request, error.status_code, code, message, error.headers)
+    return _error_body(facts_of(request), error.status_code, code, message, error.headers)
 
 
-def _error_body(request: Request, status: int, code: str, message: str, headers: Any = None) -> Response:
-    facts = facts_of(request)
+def _error_body(facts: dict[str, Any], status: int, code: str, message: str, headers: Any) -> Response:
     facts["error"] = message
     body = {"error": message, "code": code, "request_id": facts["request_id"]}
     return JSONResponse(body, status, headers=dict(headers or {}))

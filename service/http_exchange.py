@@ -7,14 +7,45 @@ says its length goes out here; every other (streams, 1xx, none) goes uvicorn's w
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+"""Headers' names, of a request in lower case, and values."""
 
 _LITTLE_BYTES: Final = 2**16
 """A body of so many is copied behind its head: cheaper than a write of two parts."""
 
 _CLOSE: Final = (b"connection", b"close")
+
+
+def send_answer(
+    transport: asyncio.Transport,
+    status: int,
+    headers: list[tuple[bytes, bytes]],
+    body: bytes,
+    keep_alive: bool,
+) -> bool:
+    """Send a whole answer; return whether the connection may stay, which `headers` can forbid, too.
+
+    Raises ValueError, having sent nothing, for a header that holds a line break.
+    """
+    if _CLOSE in headers:
+        keep_alive = False
+    elif not keep_alive:
+        headers.append(_CLOSE)
+    lines = [b"%b: %b\r\n" % field for field in headers]
+    head = STATUS_LINE[status] + b"".join(lines)
+    if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1:
+        raise ValueError("a header of this answer holds a line break")
+    if len(body) <= _LITTLE_BYTES:
+        transport.write(head + b"\r\n" + body)
+    else:
+        transport.writelines([head + b"\r\n", body])
+    return keep_alive
 
 
 class Exchange(RequestResponseCycle):
@@ -63,20 +94,9 @@ class Exchange(RequestResponseCycle):
     def _answer(self, start: Any, body: bytes) -> None:
         """Send the whole answer."""
         headers = [*self.default_headers, *start["headers"]]
-        if _CLOSE in headers:
-            self.keep_alive = False
-        elif not self.keep_alive:
-            headers.append(_CLOSE)
-        lines = [b"%b: %b\r\n" % field for field in headers]
-        head = STATUS_LINE[start["status"]] + b"".join(lines)
-        if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1:
-            raise ValueError("a header of this answer holds a line break")
+        self.keep_alive = send_answer(self.transport, start["status"], headers, body, self.keep_alive)
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
-        if len(body) <= _LITTLE_BYTES:
-            self.transport.write(head + b"\r\n" + body)
-        else:
-            self.transport.writelines([head + b"\r\n", body])
         self.message_event.set()
         if not self.keep_alive:
             self.transport.close()

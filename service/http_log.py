@@ -1,6 +1,6 @@
 """Around every request: its id and its place in the caller's trace, its metrics, its one log line.
 
-A plain ASGI layer, outermost, so that it also sees what the router refuses.
+Outermost, so that it also sees what the router refuses.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import logging
 import re
 import secrets
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import CallerLeft
+from service.http_exchange import RawHeaders
 from service.http_protocol import connection_of
 from service.serving import Serving
 from service.trace import Span
@@ -49,64 +51,58 @@ def facts_in(scope: Scope) -> dict[str, Any]:
     return facts
 
 
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One request, from its head to its line in the log."""
+
+    facts: dict[str, Any]
+    """As `facts_of`."""
+    span: Span | None
+    """What it is in its caller's trace."""
+    started: float
+    """In seconds of `time.perf_counter`."""
+
+
 class RequestLog:
     """Gives each request an id (the caller's, if it sent a plain one), counts it, logs it."""
 
-    def __init__(self, app: ASGIApp, serving: Serving) -> None:
-        self._app = app
+    def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._metrics = serving.metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        request_id, span = _ids(scope)
+    def begin(self, headers: RawHeaders) -> Entry:
+        """A request came; it must be ended."""
+        self._metrics.answering += 1
+        request_id, span = _ids(headers)
         facts: dict[str, Any] = {"request_id": request_id, "model": "", "status": 500, "answered": False}
-        scope[_FACTS] = facts
         if span is not None:
             facts.update(trace_id=span.trace_id, span_id=span.span_id, parent_id=span.parent_id)
+        return Entry(facts, span, time.perf_counter())
 
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                facts["status"], facts["answered"] = message["status"], True
-                message["headers"].append((b"x-request-id", request_id.encode()))
-                if span is not None:
-                    message["headers"].append((b"traceparent", span.traceparent))
-                if self._serving.draining:  # the next request of this caller belongs elsewhere
-                    message["headers"].append((b"connection", b"close"))
-            await send(message)
+    def answer(self, entry: Entry, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Its answer begins: add to `headers` what every answer has."""
+        facts = entry.facts
+        facts["status"], facts["answered"] = status, True
+        headers.append((b"x-request-id", facts["request_id"].encode()))
+        if entry.span is not None:
+            headers.append((b"traceparent", entry.span.traceparent))
+        if self._serving.draining:  # the next request of this caller belongs elsewhere
+            headers.append((b"connection", b"close"))
 
-        self._metrics.answering += 1
-        try:
-            await self._app(scope, receive, send_with_id)
-            connection = connection_of(scope)
-            if connection.is_waiting:
-                await connection.taken()
-        except CallerLeft as error:
-            facts.update(_LEFT, error=str(error))
-        except asyncio.CancelledError:  # by uvicorn, when the time to drain is over
-            connection_of(scope).cut_off()
-            facts["error"] = "the time to drain was over before the caller had taken its answer"
-            facts.update(_LEFT if facts["answered"] else _ENDED)
-        finally:
-            self._metrics.answering -= 1
-            self._finish(scope, facts, time.perf_counter() - started)
-
-    def _finish(self, scope: Scope, facts: dict[str, Any], seconds: float) -> None:
-        route = scope.get("route")
-        endpoint = getattr(route, "path", None) or "other"
+    def end(self, entry: Entry, method: str, path: str, endpoint: str) -> None:
+        """The caller has its answer, or left; `endpoint` is the route's path, with its parameters' names."""
+        seconds, facts = time.perf_counter() - entry.started, entry.facts
+        self._metrics.answering -= 1
         self._metrics.requests.labels(endpoint, facts["model"], facts["status"]).inc()
         self._metrics.request_seconds.labels(endpoint).observe(seconds)
         if facts.get("code") in _REFUSALS:
             self._metrics.rejected.labels(facts["code"]).inc()
-        if scope["path"] not in _QUIET_PATHS and logger.isEnabledFor(logging.INFO):
+        if path not in _QUIET_PATHS and logger.isEnabledFor(logging.INFO):
             del facts["answered"]
             timing = facts.pop("timing", None)
             line = {
-                "method": scope["method"],
-                "path": scope["path"],
+                "method": method,
+                "path": path,
                 **facts,
                 **(timing.facts() if timing is not None else {}),
                 "total_ms": round(seconds * 1000, 2),
@@ -114,10 +110,50 @@ class RequestLog:
             logger.info("request", extra={"facts": line})
 
 
-def _ids(scope: Scope) -> tuple[str, Span | None]:
+class LogRequests:
+    """ASGI layer, outermost: every request is in the log."""
+
+    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
+        self._app = app
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        entry = self._log.begin(scope["headers"])
+        facts = scope[_FACTS] = entry.facts
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._log.answer(entry, message["status"], message["headers"])
+            await send(message)
+
+        connection = connection_of(scope)
+        try:
+            await self._app(scope, receive, send_with_id)
+            if connection.is_waiting:
+                await connection.taken()
+        except CallerLeft as error:
+            tell_that_caller_left(facts, error)
+        except asyncio.CancelledError:  # by uvicorn, when the time to drain is over
+            connection.cut_off()
+            facts["error"] = "the time to drain was over before the caller had taken its answer"
+            facts.update(_LEFT if facts["answered"] else _ENDED)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", None) or "other"
+            self._log.end(entry, scope["method"], scope["path"], endpoint)
+
+
+def tell_that_caller_left(facts: dict[str, Any], error: CallerLeft) -> None:
+    """The caller did not take its answer."""
+    facts.update(_LEFT, error=str(error))
+
+
+def _ids(headers: RawHeaders) -> tuple[str, Span | None]:
     """The request's id, ours where the caller sent no plain one, and its span if it is part of a trace."""
     request_id, traceparents = None, []
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             request_id = str(value, "ascii")
         elif name == b"traceparent":

@@ -17,7 +17,7 @@ import termios
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import httptools
 from starlette.types import Scope
@@ -25,12 +25,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.errors import show
 from service.errors import CallerLeft
-from service.http_exchange import Exchange
+from service.http_exchange import Exchange, RawHeaders, send_answer
 from service.settings import Settings
 
 _CONNECTION: Final = "ganserve.connection"
 _EXCHANGE: Final = "ganserve.exchange"
 _BODY_FAULT: Final = "ganserve.body_fault"
+_LIMITS: Final = ("header_timeout_s", "max_header_bytes", "max_body_bytes", "send_timeout_s")
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,19 @@ class _Refusal(NamedTuple):
     status: HTTPStatus
     code: str
     sentence: str
+
+
+class Direct(Protocol):
+    """Takes requests past ASGI."""
+
+    target: tuple[bytes, bytes, str]
+    """The method, target and version of HTTP of requests that it may take."""
+
+    def take(self, connection: PatientProtocol, headers: RawHeaders, body: bytes) -> bool:
+        """Take a request and answer it later by `answer_directly`, or return False, and nothing was done.
+
+        `body` is all that came behind its head, and is the request's if Content-Length says so.
+        """
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -54,6 +68,7 @@ class PatientProtocol(HttpToolsProtocol):
     max_header_bytes: int
     max_body_bytes: int
     send_timeout_s: float
+    direct: Direct | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,6 +83,11 @@ class PatientProtocol(HttpToolsProtocol):
         self._send_timer: asyncio.TimerHandle | None = None
         self._is_lost = self._is_stuck = False
         self._begun = False  # a head, in what is being taken
+        self._piece = b""  # what is being taken
+        self._is_direct = False  # the request that the parser reads was taken directly
+        self._owes_direct = False  # the answer to a request that was taken so
+        self._held = b""  # what came after it
+        self._is_last = False  # that answer ends the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -121,6 +141,40 @@ class PatientProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._stop_send_timer()
 
+    # -- requests that are taken directly -----------------------------------------------------------
+
+    def _give_directly(self) -> bool:
+        """Give a request that came whole and alone to who takes such requests; False: it is one for ASGI."""
+        if self.direct is None or self._is_answering or self.flow.write_paused or self.pipeline:
+            return False
+        target = self.parser.get_method(), self.url, self.parser.get_http_version()
+        if target != self.direct.target:
+            return False
+        body = self._piece.partition(b"\r\n\r\n")[2]
+        self._owes_direct = True
+        self._owes_direct = self.direct.take(self, self.headers, body)
+        return self._owes_direct
+
+    def answer_directly(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Answer a request that was taken directly; nothing is sent where the caller left."""
+        self._owes_direct = False
+        if self.transport.is_closing():
+            return
+        headers = [*self.server_state.default_headers, *headers]
+        if not send_answer(self.transport, status, headers, body, not self._is_last):
+            self._close()
+        self.on_response_complete()
+        if self._held:
+            held, self._held = self._held, b""
+            self.data_received(held)
+
+    def shutdown(self) -> None:
+        """End the connection, after the answer that it waits for."""
+        if self._owes_direct:
+            self._is_last = True
+        else:
+            super().shutdown()
+
     def timeout_keep_alive_handler(self) -> None:
         self._close()
 
@@ -161,6 +215,10 @@ class PatientProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Give the parser no more of a head than a head may be."""
         while data and not self._is_deaf and not self.transport.is_closing():
+            if self._owes_direct:  # one answer after the other
+                self._held += data
+                self.flow.pause_reading()
+                return
             piece = data
             if not self._in_body:
                 room = self.max_header_bytes - self._head_bytes
@@ -175,7 +233,9 @@ class PatientProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._is_at_start = not self._in_head and not self._in_body
         was_in_head, self._begun = self._in_head, False
+        self._piece = piece
         self._parse(piece)
+        self._piece = b""
         if self._is_answering:
             self._stop_timer()
         elif self._timer is None:
@@ -210,6 +270,7 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope[_CONNECTION] = self  # type: ignore[typeddict-unknown-key]
         self._in_head = self._begun = True
+        self._is_direct = False
         self._is_measured, self._is_at_start = self._is_at_start, False
         self._head_bytes = 0
 
@@ -219,14 +280,21 @@ class PatientProtocol(HttpToolsProtocol):
         self._broken = self._refusal_of_head()
         if self._broken is not None:
             raise ValueError(self._broken.sentence)  # stops the parser
-        super().on_headers_complete()
-        self.scope[_EXCHANGE] = Exchange.of(self.cycle)  # type: ignore[typeddict-unknown-key]
+        self._is_direct = self._is_measured and self._give_directly()
+        if not self._is_direct:
+            super().on_headers_complete()
+            self.scope[_EXCHANGE] = Exchange.of(self.cycle)  # type: ignore[typeddict-unknown-key]
         self._in_head, self._in_body = False, True
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_direct:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._in_body:
             self._in_body = False
-            super().on_message_complete()
+            if not self._is_direct:
+                super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -285,7 +353,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._owes_direct or (self.cycle is not None and not self.cycle.response_complete)
 
     def _answer(self, refusal: _Refusal) -> None:
         """Answer in the form of every error, without a route, and close."""
@@ -338,10 +406,10 @@ def body_fault(scope: Scope) -> str | None:
     return fault
 
 
-def patient_protocol(settings: Settings) -> type[PatientProtocol]:
-    """The class of connections, for uvicorn's option `http`."""
-    limits = {name: getattr(settings, name) for name in PatientProtocol.__annotations__}
-    return type("ConfiguredProtocol", (PatientProtocol,), limits)
+def patient_protocol(settings: Settings, direct: Direct | None = None) -> type[PatientProtocol]:
+    """The class of connections, for uvicorn's option `http`; `direct` is offered what it may take."""
+    limits = {name: getattr(settings, name) for name in _LIMITS}
+    return type("ConfiguredProtocol", (PatientProtocol,), {**limits, "direct": direct})
 
 
 def _bad_request(sentence: str) -> _Refusal:

@@ -21,14 +21,15 @@ from service.errors import (
     TooLarge,
     UnknownMediaType,
 )
+from service.http_exchange import RawHeaders
 from service.http_protocol import body_at_hand, body_fault
 
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}  # as zlib counts them: with gzip's header, with its own
 
 
-def header(request: Request, name: bytes) -> str | None:
+def header(headers: RawHeaders, name: bytes) -> str | None:
     """The value of the header `name` (lower case), the first of several; None where there is none."""
-    for key, value in request.scope["headers"]:
+    for key, value in headers:
         if key == name:
             return str(value, "latin-1")
     return None
@@ -38,7 +39,7 @@ async def read_body(
     request: Request, max_bytes: int, timeout_ms: int, content_types: Sequence[str] = ("application/json",)
 ) -> bytes:
     """The body, if of one of `content_types` or of none. Raises UnknownMediaType, and as `read_bytes`."""
-    content_type = header(request, b"content-type") or content_types[0]
+    content_type = header(request.scope["headers"], b"content-type") or content_types[0]
     if content_type not in content_types:
         content_type = content_type.partition(";")[0].strip().lower()
     if content_type not in content_types:
@@ -51,7 +52,7 @@ async def read_bytes(request: Request, max_bytes: int, timeout_ms: int) -> bytes
 
     Raises TooLarge, MalformedBody if its framing breaks, CallerLeft, DeadlineExceeded if it takes too long.
     """
-    declared = header(request, b"content-length") or ""
+    declared = header(request.scope["headers"], b"content-length") or ""
     if declared.isdecimal() and int(declared) > max_bytes:
         raise TooLarge(f"max_body_bytes is {max_bytes} bytes a body, got {declared}")
     whole = body_at_hand(request.scope)
@@ -110,7 +111,7 @@ def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
 def accepted(request: Request, media_type: str) -> str:
     """`media_type`, if `Accept` allows it; its most specific entry decides. Raises NotAcceptable."""
-    if header(request, b"accept") in (None, "*/*", media_type):
+    if header(request.scope["headers"], b"accept") in (None, "*/*", media_type):
         return media_type
     accept = ", ".join(request.headers.getlist("accept"))
     ranges = {}

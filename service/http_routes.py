@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http_access import RequireKey, allow_origins
 from service.http_errors import AnswerErrors
-from service.http_log import RequestLog
+from service.http_log import LogRequests, RequestLog
 from service.serving import Serving
 
 
@@ -68,4 +68,4 @@ def surround(app: FastAPI, serving: Serving) -> ASGIApp:
     stack = AnswerErrors(stack)
     if serving.settings.allowed_origins:  # a preflight presents no key, and a refusal is for the page to read
         stack = AnswerErrors(allow_origins(stack, serving.settings.allowed_origins))
-    return RequestLog(stack, serving)
+    return LogRequests(stack, RequestLog(serving))

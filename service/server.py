@@ -38,6 +38,7 @@ from service import channel, log
 from service.api import add_routes
 from service.drain import drain_on_sigterm, end_with_parent
 from service.errors import StartError
+from service.http_direct import DirectSamples
 from service.http_protocol import patient_protocol
 from service.http_routes import surround
 from service.memory import collect_garbage_seldom, give_freed_memory_back
@@ -79,7 +80,7 @@ def serve(settings: Settings) -> int:
             server_header=False,
             proxy_headers=False,  # nobody here asks for a caller's address
             headers=[("X-Content-Type-Options", "nosniff")],
-            http=patient_protocol(settings),
+            http=patient_protocol(settings, DirectSamples(server.serving)),
             ws="none",
         )
     except SystemExit:  # uvicorn's way to say that it cannot bind: another server was faster than we

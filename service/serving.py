@@ -190,10 +190,30 @@ class Serving:
         timeout_ms: int | None = None,
         priority: Priority = "interactive",
     ) -> Ticket:
-        """Accept one request; return its ticket when every image is made, as files of `fmt` or (None) pixels.
+        """Accept one request; return its ticket when every image is made.
+
+        As `accept`; raises, beside its errors, DeadlineExceeded, CallerLeft and WorkerCrashed.
+        """
+        ticket = self.accept(sampler, rows, fmt, connection, timeout_ms, priority)
+        try:
+            await ticket.made
+        finally:
+            self.settle(sampler, ticket, source, connection)
+        return ticket
+
+    def accept(
+        self,
+        sampler: ModelSampler,
+        rows: Rows,
+        fmt: Format | None,
+        connection: Connection,
+        timeout_ms: int | None = None,
+        priority: Priority = "interactive",
+    ) -> Ticket:
+        """Accept one request, its images to be files of `fmt` or (None) pixels; `settle` it when it ended.
 
         `connection` is the caller's; `timeout_ms` None is the setting. Raises InvalidField for a deadline too
-        far, Unavailable, Overloaded, DeadlineExceeded, CallerLeft, WorkerCrashed.
+        far, Unavailable, Overloaded, TooLarge.
         """
         if timeout_ms is None:
             timeout_ms = self.settings.timeout_ms
@@ -203,22 +223,23 @@ class Serving:
             raise Unavailable("the server is draining", retry_after_s=1)
         ticket = sampler.submit(rows, fmt, priority)
         ticket.timeout_s = timeout_ms / 1000
-        expiry = asyncio.get_running_loop().call_later(ticket.timeout_s, _late, ticket)
+        ticket.expiry = asyncio.get_running_loop().call_later(ticket.timeout_s, _late, ticket)
         connection.when_lost(ticket.caller_left)
         self._in_flight.add(ticket)
-        try:
-            await ticket.made
-        except (DeadlineExceeded, CallerLeft) as error:
-            stage = "caller_left" if isinstance(error, CallerLeft) else "deadline"
-            self.metrics.cancelled.labels(stage).inc()
-            raise
-        finally:
-            expiry.cancel()
-            connection.when_lost(None)
-            self._in_flight.discard(ticket)
-            sampler.forget(ticket)
-        self.metrics.made(sampler.name, source, ticket)
         return ticket
+
+    def settle(self, sampler: ModelSampler, ticket: Ticket, source: str, connection: Connection) -> None:
+        """Let go of a ticket that ended, well or not, and count it as one of `source`."""
+        if ticket.expiry is not None:
+            ticket.expiry.cancel()
+        connection.when_lost(None)
+        self._in_flight.discard(ticket)
+        sampler.forget(ticket)
+        if ticket.succeeded:
+            self.metrics.made(sampler.name, source, ticket)
+        elif isinstance(ticket.error, DeadlineExceeded | CallerLeft):
+            stage = "caller_left" if isinstance(ticket.error, CallerLeft) else "deadline"
+            self.metrics.cancelled.labels(stage).inc()
 
     async def finish(self, ticket: Ticket, work: Callable[[], T]) -> T:
         """What `work` makes of `ticket`'s images, in a thread. Raises DeadlineExceeded when time is up."""

@@ -80,6 +80,8 @@ class Ticket:
         self.accepted = time.monotonic()
         self.timeout_s = math.inf
         """From accepted until it must be answered."""
+        self.expiry: asyncio.TimerHandle | None = None
+        """Rings then."""
         self.timing = Timing()
         self.made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._missing = len(rows)
@@ -95,6 +97,11 @@ class Ticket:
     def succeeded(self) -> bool:
         """Every image is there."""
         return not self._missing and self.ended
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it failed with, once it has ended; None for one that was made, or that nobody waits for."""
+        return None if self.made.cancelled() else self.made.exception()
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,132 @@
+"""The short way of a small request: `POST /v1/samples` for one image, without ASGI.
+
+Nearly every request asks for one image. Its way through ASGI (scope, task, layers, messages) costs more than
+all that is done for it. So one that came whole is accepted where it is parsed, and answered where its
+image comes. Whatever is unusual of a request goes the usual way, `api`'s; both answer alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Final
+
+from starlette.responses import Response
+
+from service.api import image_response, is_single, rows_of
+from service.encoding import MEDIA_TYPES
+from service.errors import CallerLeft, ServiceError
+from service.http_access import key_of
+from service.http_errors import error_response
+from service.http_exchange import RawHeaders
+from service.http_log import Entry, RequestLog, tell_that_caller_left
+from service.http_protocol import PatientProtocol
+from service.sampler import ModelSampler
+from service.schema import SampleRequest, parse_sample_request
+from service.serving import Serving
+from service.ticket import Ticket
+
+_PATH: Final = "/v1/samples"
+_MAX_BODY_BYTES: Final = 4096
+_USUAL_WAY: Final = frozenset({b"expect", b"origin", b"transfer-encoding"})
+"""Headers that ask for more than is done here."""
+
+
+class DirectSamples:
+    """Takes requests for one image."""
+
+    target = (b"POST", _PATH.encode(), "1.1")
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._log = RequestLog(serving)
+        self._untaken: set[asyncio.Task[None]] = set()  # answers that callers are slow to take
+
+    def take(self, connection: PatientProtocol, headers: RawHeaders, body: bytes) -> bool:
+        """As `http_protocol.Direct`."""
+        wanted = self._read(headers, body)
+        if wanted is None:
+            return False
+        entry, serving = self._log.begin(headers), self._serving
+        try:
+            if serving.keys.needed:
+                serving.keys.require_known(key_of(headers))
+            sampler = serving.sampler(wanted.model)
+            entry.facts.update(model=sampler.name, rows=1)
+            rows = rows_of(wanted, sampler)
+            ticket = serving.accept(
+                sampler, rows, wanted.format, connection, wanted.timeout_ms, wanted.priority
+            )
+        except Exception as error:
+            response = error_response(entry.facts, error)
+            asyncio.get_running_loop().call_soon(self._answer, connection, entry, response)
+        else:
+            ticket.made.add_done_callback(partial(self._made, connection, entry, sampler, ticket))
+        return True
+
+    def _read(self, headers: RawHeaders, body: bytes) -> SampleRequest | None:
+        """The request, or None if it goes the usual way: what is wrong is told there, too."""
+        size = len(body)
+        if not 0 < size <= min(_MAX_BODY_BYTES, self._serving.settings.max_body_bytes):
+            return None
+        length = accept = None
+        for name, value in headers:
+            if name == b"content-length":
+                length = value
+            elif name == b"accept":
+                accept = value
+            elif name == b"content-type":
+                if value != b"application/json":
+                    return None
+            elif name in _USUAL_WAY or (name == b"connection" and value != b"keep-alive"):
+                return None
+        if length != b"%d" % size:
+            return None
+        try:
+            wanted = parse_sample_request(body, self._serving.settings.max_request_rows)
+        except ServiceError:
+            return None
+        if not is_single(wanted) or wanted.format == "npy" or wanted.needs_discriminator or wanted.sign:
+            return None
+        if accept not in (None, b"*/*") and accept != MEDIA_TYPES[wanted.format].encode():
+            return None
+        return wanted
+
+    def _made(
+        self,
+        connection: PatientProtocol,
+        entry: Entry,
+        sampler: ModelSampler,
+        ticket: Ticket,
+        made: asyncio.Future[None],
+    ) -> None:
+        """The image is there, or will not be."""
+        self._serving.settle(sampler, ticket, "samples", connection)
+        error = made.exception()
+        if error is None:
+            assert ticket.fmt is not None
+            media_type = MEDIA_TYPES[ticket.fmt]
+            response = image_response(entry.facts, sampler, ticket.images[0], media_type, ticket)
+        else:
+            response = error_response(entry.facts, error)
+        self._answer(connection, entry, response)
+
+    def _answer(self, connection: PatientProtocol, entry: Entry, response: Response) -> None:
+        self._log.answer(entry, response.status_code, response.raw_headers)
+        connection.answer_directly(response.status_code, response.raw_headers, bytes(response.body))
+        if connection.is_waiting:
+            task = asyncio.get_running_loop().create_task(self._end_when_taken(connection, entry))
+            self._untaken.add(task)
+            task.add_done_callback(self._untaken.discard)
+        else:
+            self._end(entry)
+
+    async def _end_when_taken(self, connection: PatientProtocol, entry: Entry) -> None:
+        try:
+            await connection.taken()
+        except CallerLeft as error:
+            tell_that_caller_left(entry.facts, error)
+        self._end(entry)
+
+    def _end(self, entry: Entry) -> None:
+        self._log.end(entry, "POST", _PATH, _PATH)
