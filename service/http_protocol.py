@@ -45,14 +45,11 @@ class _Refusal(NamedTuple):
 class Direct(Protocol):
     """Takes requests past ASGI."""
 
-    target: tuple[bytes, bytes, str]
-    """The method, target and version of HTTP of requests that it may take."""
+    target: tuple[bytes, bytes]
+    """The method and the target of requests that it may take."""
 
     def take(self, connection: PatientProtocol, headers: RawHeaders, body: bytes) -> bool:
-        """Take a request and answer it later by `answer_directly`, or return False, and nothing was done.
-
-        `body` is all that came behind its head, and is the request's if Content-Length says so.
-        """
+        """Take a request and answer it later by `answer_directly`; or return False, and nothing was done."""
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -145,14 +142,17 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _give_directly(self) -> bool:
         """Give a request that came whole and alone to who takes such requests; False: it is one for ASGI."""
-        if self.direct is None or self._is_answering or self.flow.write_paused or self.pipeline:
+        direct = self.direct
+        if direct is None or (self.parser.get_method(), self.url) != direct.target:
             return False
-        target = self.parser.get_method(), self.url, self.parser.get_http_version()
-        if target != self.direct.target:
+        if self._is_answering or self.flow.write_paused or self.expect_100_continue or not self._is_measured:
             return False
         body = self._piece.partition(b"\r\n\r\n")[2]
+        is_whole = (b"content-length", b"%d" % len(body)) in self.headers
+        if not is_whole or not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1":
+            return False
         self._owes_direct = True
-        self._owes_direct = self.direct.take(self, self.headers, body)
+        self._owes_direct = direct.take(self, self.headers, body)
         return self._owes_direct
 
     def answer_directly(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -162,7 +162,7 @@ class PatientProtocol(HttpToolsProtocol):
             return
         headers = [*self.server_state.default_headers, *headers]
         if not send_answer(self.transport, status, headers, body, not self._is_last):
-            self._close()
+            self.transport.close()
         self.on_response_complete()
         if self._held:
             held, self._held = self._held, b""
@@ -280,7 +280,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._broken = self._refusal_of_head()
         if self._broken is not None:
             raise ValueError(self._broken.sentence)  # stops the parser
-        self._is_direct = self._is_measured and self._give_directly()
+        self._is_direct = self._give_directly()
         if not self._is_direct:
             super().on_headers_complete()
             self.scope[_EXCHANGE] = Exchange.of(self.cycle)  # type: ignore[typeddict-unknown-key]

@@ -169,3 +169,48 @@ def test_who_sends_rubbish_after_a_request_has_that_ones_answer_first(connection
     connection.sendall(post(SEED_1) + b"rubbish\r\n\r\n")
 
     assert statuses(read_to_end(connection)) == [200, 400]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        SEED_1,
+        b'{"seeds": [3], "format": "jpg", "truncation_psi": 1}',
+        b'{"seed": 1, "class_idx": 99}',
+        b'{"seed": 1, "model": "nobody"}',
+        b'{"seed": 1, "timeout_ms": 999999999}',
+        b'{"seed": 1, "timeout_ms": 1, "n": "x"}',
+        b'{"seed": ',
+    ],
+)
+def test_a_request_in_one_piece_is_answered_as_one_in_two(shared_server: Server, body: bytes) -> None:
+    # The first is taken past ASGI where it can be, the second never is.
+    fields = b"x-request-id: mine\r\ntraceparent: 00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01\r\n"
+    request = post(body, fields + b"accept: */*\r\n")
+    answers = []
+    for pieces in ([request], [request[:-3], request[-3:]]):
+        with socket.create_connection(("127.0.0.1", shared_server.port), timeout=10) as one:
+            for piece in pieces:
+                one.sendall(piece)
+                time.sleep(0.1)
+            one.sendall(LAST)
+            head, _, rest = read_to_end(one).partition(b"\r\n\r\n")
+        told = re.sub(rb"(dur=|traceparent: 00-a{32}-|date: )[0-9a-f.]+[^\r,;]*", rb"\1", head)
+        answers.append((told, rest.partition(b"HTTP/1.1 200 OK")[0]))
+
+    assert answers[0] == answers[1]
+    assert b"x-request-id: mine\r\n" in answers[0][0]
+
+
+def test_requests_that_follow_each_other_at_once_are_answered_in_their_order(
+    connection: socket.socket,
+) -> None:
+    connection.sendall(post(SEED_1))
+    connection.sendall(post(b'{"seed": 2}') + post(b'{"seed": 3}'))
+    time.sleep(0.05)
+    connection.sendall(post(b'{"seed": 4}'))
+    connection.sendall(LAST)
+
+    received = read_to_end(connection)
+    assert re.findall(rb"x-seeds: (\d)", received) == [b"1", b"2", b"3", b"4"]
+    assert statuses(received) == [200] * 5

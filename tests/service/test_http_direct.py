@@ -1,0 +1,213 @@
+"""Which requests are taken directly, past ASGI, and what becomes of their connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import publish_toy
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from service.http_protocol import PatientProtocol, patient_protocol
+from service.settings import Settings
+
+BODY = b'{"seed": 1}'
+OK = b"HTTP/1.1 200 OK\r\nx-of: %b\r\n\r\n"
+
+
+def request(body: bytes = BODY, line: bytes = b"POST /v1/samples HTTP/1.1", fields: bytes = b"") -> bytes:
+    return line + b"\r\nhost: x\r\ncontent-length: %d\r\n" % len(body) + fields + b"\r\n" + body
+
+
+class NoSocket:
+    """Stands where a transport keeps its socket."""
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 1
+
+    getpeername = getsockname
+
+    def fileno(self) -> int:
+        return -1
+
+
+class Wire(asyncio.Transport):
+    """A transport that records what is written."""
+
+    def __init__(self) -> None:
+        super().__init__({"socket": NoSocket()})
+        self.written = b""
+        self.closed, self.reads = False, True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
+
+class Taker:
+    """Takes what it is offered, and answers when it is told to."""
+
+    target = (b"POST", b"/v1/samples")
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.willing = True
+
+    def take(self, connection: PatientProtocol, headers: Any, body: bytes) -> bool:
+        if self.willing:
+            self.bodies.append(body)
+        return self.willing
+
+
+class Connection:
+    """One connection, with a taker; what goes through ASGI is answered at once by `asked`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.taker, self.wire = Taker(), Wire()
+        self.asked: list[bytes] = []
+        config = Config(self.usual, log_config=None, lifespan="off", ws="none", interface="asgi3")
+        config.load()
+        kind = patient_protocol(settings, self.taker)
+        self.protocol = kind(config, ServerState(), {}, asyncio.get_running_loop())
+        self.protocol.connection_made(self.wire)
+
+    async def usual(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        self.asked.append(body)
+        headers = [(b"content-length", b"0"), (b"x-of", b"usual")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receives(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.protocol.data_received(piece)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def answers(self) -> None:
+        self.protocol.answer_directly(200, [(b"x-of", b"direct")], b"")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    publish_toy(tmp_path)
+    return Settings(store=tmp_path, model="toy")
+
+
+def play(settings: Settings, scene: Callable[[Connection], Any]) -> Connection:
+    """Play `scene` with a connection, in an event loop; return it."""
+
+    async def whole() -> Connection:
+        connection = Connection(settings)
+        await scene(connection)
+        return connection
+
+    return asyncio.run(whole())
+
+
+def test_a_request_that_comes_whole_and_alone_is_taken_directly(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        await one.receives(request())
+        assert one.wire.written == b""
+        one.answers()
+        await one.receives(request(b'{"seed": 2}'))
+        one.answers()
+
+    one = play(settings, scene)
+    assert one.taker.bodies == [BODY, b'{"seed": 2}']
+    assert one.wire.written.count(OK % b"direct") == 2
+    assert not one.asked
+    assert not one.wire.closed
+
+
+WHOLE = request()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([WHOLE[:-4], WHOLE[-4:]], id="body in pieces"),
+        pytest.param([request(fields=b"connection: close\r\n")], id="the last of its connection"),
+        pytest.param([request(fields=b"expect: 100-continue\r\n")], id="with a wait for its body"),
+        pytest.param([request(line=b"POST /v1/samples?x=1 HTTP/1.1")], id="another target"),
+        pytest.param([request(line=b"PUT /v1/samples HTTP/1.1")], id="another method"),
+        pytest.param([request(line=b"POST /v1/samples HTTP/1.0")], id="HTTP/1.0"),
+    ],
+)
+def test_other_requests_go_through_asgi(settings: Settings, pieces: list[bytes]) -> None:
+    one = play(settings, lambda one: one.receives(*pieces))
+
+    assert one.asked == [BODY]
+    assert not one.taker.bodies
+    assert b"x-of: usual" in one.wire.written
+
+
+def test_what_the_taker_leaves_goes_through_asgi(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        one.taker.willing = False
+        await one.receives(request())
+
+    one = play(settings, scene)
+    assert one.asked == [BODY]
+    assert not one.wire.closed
+
+
+def test_what_comes_before_the_answer_waits_for_it(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        await one.receives(request(), request(b"{}", line=b"POST /other HTTP/1.1"), request(b"[1]"))
+        assert one.wire.written == b""
+        assert not one.wire.reads
+        one.answers()
+        await one.receives()
+
+    one = play(settings, scene)
+    assert one.wire.reads
+    assert one.taker.bodies == [BODY]
+    assert one.asked == [b"{}", b"[1]"]  # these came together
+    assert one.wire.written.index(b"direct") < one.wire.written.index(b"usual")
+
+
+def test_a_connection_that_is_to_end_ends_with_the_answer(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        await one.receives(request())
+        one.protocol.shutdown()
+        assert not one.wire.closed
+        one.answers()
+
+    one = play(settings, scene)
+    assert one.wire.closed
+    assert b"connection: close\r\n" in one.wire.written
+
+
+def test_who_left_gets_no_answer(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        left: list[bool] = []
+        await one.receives(request())
+        one.protocol.when_lost(lambda: left.append(True))
+        one.wire.closed = True
+        one.protocol.connection_lost(None)
+        assert left
+        one.answers()
+
+    assert play(settings, scene).wire.written == b""
