@@ -23,7 +23,6 @@ from service.encoding import (
     IMAGE_FORMATS,
     MEDIA_TYPES,
     Format,
-    encode_npy,
     encode_walk,
 )
 from service.errors import InvalidField, Unavailable
@@ -130,8 +129,7 @@ class _Routes:
             sampler, rows, fmt, "samples", connection_of(request.scope), wanted.timeout_ms, wanted.priority
         )
         if fmt is None:
-            data = await self._serving.finish(ticket, partial(encode_npy, ticket.images))
-            return _answer(request, sampler, data, media_type, ticket)
+            return _answer(request, sampler, ticket.npy, media_type, ticket)
         images = ticket.images
         if wanted.sign and signer is not None:
             images = await self._serving.finish(ticket, partial(signer.sign_all, images, fmt))
@@ -322,7 +320,7 @@ def _media_type_of(wanted: SampleRequest) -> str:
 class _ImageResponse(Response):
     """An answer with images: Starlette's, without its way from a dict of headers to bytes."""
 
-    def __init__(self, body: bytes, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, body: bytes | memoryview, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
         """`headers` have lower-case names."""
         self.status_code, self.body, self.background = 200, body, None
         self.raw_headers = [
@@ -339,13 +337,13 @@ def _pack(ticket: Ticket, files: list[bytes], wanted: SampleRequest, sampler: Mo
 
 
 def _answer(
-    request: Request, sampler: ModelSampler, data: bytes, media_type: str, ticket: Ticket
+    request: Request, sampler: ModelSampler, data: bytes | memoryview, media_type: str, ticket: Ticket
 ) -> Response:
     return image_response(facts_of(request), sampler, data, media_type, ticket)
 
 
 def image_response(
-    facts: dict[str, Any], sampler: ModelSampler, data: bytes, media_type: str, ticket: Ticket
+    facts: dict[str, Any], sampler: ModelSampler, data: bytes | memoryview, media_type: str, ticket: Ticket
 ) -> Response:
     """An answer with the images of `ticket`, made into `data`; `facts` are the request's."""
     rows, timing = ticket.rows, ticket.timing

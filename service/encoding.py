@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -119,8 +120,25 @@ _PNG_END: Final = _png_chunk(b"IEND", b"")
 
 def encode_npy(images: npt.NDArray[np.uint8]) -> bytes:
     """Images [N, H, W, C] uint8 as one .npy file."""
+    file, inside = new_npy(images.shape)
+    inside[:] = images
+    return bytes(file)
+
+
+def new_npy(shape: tuple[int, ...]) -> tuple[memoryview, npt.NDArray[np.uint8]]:
+    """A .npy file of images [N, H, W, C] uint8 that are to be made, and these images, which lie in it."""
+    head = _npy_head(shape)
+    file = np.empty(len(head) + math.prod(shape), dtype=np.uint8)
+    file[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+    return file.data, file[len(head) :].reshape(shape)
+
+
+@lru_cache(maxsize=64)
+def _npy_head(shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array(file, np.ascontiguousarray(images), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+    )
     return file.getvalue()
 
 

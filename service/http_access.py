@@ -17,8 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import show
 from service.errors import Forbidden
-from service.http_exchange import RawHeaders
-from service.http_request import header
+from service.http_exchange import RawHeaders, header
 from service.keys import Keys
 from service.pages import DOCUMENT_PATHS, PAGE_PATHS
 

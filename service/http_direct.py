@@ -20,14 +20,13 @@ from service.http_access import key_of
 from service.http_errors import error_response
 from service.http_exchange import RawHeaders
 from service.http_log import Entry, RequestLog, tell_that_caller_left
-from service.http_protocol import PatientProtocol
+from service.http_protocol import DirectExchange
 from service.sampler import ModelSampler
 from service.schema import SampleRequest, parse_sample_request
 from service.serving import Serving
 from service.ticket import Ticket
 
 _PATH: Final = "/v1/samples"
-_MAX_BODY_BYTES: Final = 4096
 
 
 class DirectSamples:
@@ -40,7 +39,7 @@ class DirectSamples:
         self._log = RequestLog(serving)
         self._untaken: set[asyncio.Task[None]] = set()  # answers that callers are slow to take
 
-    def take(self, connection: PatientProtocol, headers: RawHeaders, body: bytes) -> bool:
+    def take(self, exchange: DirectExchange, headers: RawHeaders, body: bytes) -> bool:
         """As `http_protocol.Direct`."""
         wanted = self._read(headers, body)
         if wanted is None:
@@ -53,19 +52,19 @@ class DirectSamples:
             entry.facts.update(model=sampler.name, rows=1)
             rows = rows_of(wanted, sampler)
             ticket = serving.accept(
-                sampler, rows, wanted.format, connection, wanted.timeout_ms, wanted.priority
+                sampler, rows, wanted.format, exchange.connection, wanted.timeout_ms, wanted.priority
             )
         except Exception as error:
             response = error_response(entry.facts, error)
-            asyncio.get_running_loop().call_soon(self._answer, connection, entry, response)
+            asyncio.get_running_loop().call_soon(self._answer, exchange, entry, response)
         else:
-            ticket.made.add_done_callback(partial(self._made, connection, entry, sampler, ticket))
+            ticket.made.add_done_callback(partial(self._made, exchange, entry, sampler, ticket))
         return True
 
     def _read(self, headers: RawHeaders, body: bytes) -> SampleRequest | None:
         """The request, or None if it goes the usual way: what is wrong is told there, too."""
         settings = self._serving.settings
-        if len(body) > min(_MAX_BODY_BYTES, settings.max_body_bytes):
+        if len(body) > settings.max_body_bytes:
             return None
         accept = b"*/*"
         for name, value in headers:
@@ -85,14 +84,14 @@ class DirectSamples:
 
     def _made(
         self,
-        connection: PatientProtocol,
+        exchange: DirectExchange,
         entry: Entry,
         sampler: ModelSampler,
         ticket: Ticket,
         made: asyncio.Future[None],
     ) -> None:
         """The image is there, or will not be."""
-        self._serving.settle(sampler, ticket, "samples", connection)
+        self._serving.settle(sampler, ticket, "samples", exchange.connection)
         error = made.exception()
         if error is None:
             assert ticket.fmt is not None
@@ -100,21 +99,21 @@ class DirectSamples:
             response = image_response(entry.facts, sampler, ticket.images[0], media_type, ticket)
         else:
             response = error_response(entry.facts, error)
-        self._answer(connection, entry, response)
+        self._answer(exchange, entry, response)
 
-    def _answer(self, connection: PatientProtocol, entry: Entry, response: Response) -> None:
+    def _answer(self, exchange: DirectExchange, entry: Entry, response: Response) -> None:
         self._log.answer(entry, response.status_code, response.raw_headers)
-        connection.answer_directly(response.status_code, response.raw_headers, bytes(response.body))
-        if connection.is_waiting:
-            task = asyncio.get_running_loop().create_task(self._end_when_taken(connection, entry))
+        exchange.answer(response.status_code, response.raw_headers, bytes(response.body))
+        if exchange.connection.is_waiting:
+            task = asyncio.get_running_loop().create_task(self._end_when_taken(exchange, entry))
             self._untaken.add(task)
             task.add_done_callback(self._untaken.discard)
         else:
             self._end(entry)
 
-    async def _end_when_taken(self, connection: PatientProtocol, entry: Entry) -> None:
+    async def _end_when_taken(self, exchange: DirectExchange, entry: Entry) -> None:
         try:
-            await connection.taken()
+            await exchange.connection.taken()
         except CallerLeft as error:
             tell_that_caller_left(entry.facts, error)
         self._end(entry)

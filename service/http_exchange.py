@@ -22,6 +22,14 @@ _LITTLE_BYTES: Final = 2**16
 _CLOSE: Final = (b"connection", b"close")
 
 
+def header(headers: RawHeaders, name: bytes) -> str | None:
+    """The value of the header `name` (lower case), the first of several; None where there is none."""
+    for key, value in headers:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
 def send_answer(
     transport: asyncio.Transport,
     status: int,

@@ -17,6 +17,7 @@ import termios
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple, Protocol
 
 import httptools
@@ -25,12 +26,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.errors import show
 from service.errors import CallerLeft
-from service.http_exchange import Exchange, RawHeaders, send_answer
+from service.http_exchange import Exchange, RawHeaders, header, send_answer
 from service.settings import Settings
 
 _CONNECTION: Final = "ganserve.connection"
 _EXCHANGE: Final = "ganserve.exchange"
 _BODY_FAULT: Final = "ganserve.body_fault"
+_DIRECT_DIGITS: Final = 4  # of a little body's Content-Length
+_GATHER_S: Final = 0.1  # the rest of a little body comes at once, or ASGI waits for it
 _LIMITS: Final = ("header_timeout_s", "max_header_bytes", "max_body_bytes", "send_timeout_s")
 
 logger = logging.getLogger(__name__)
@@ -42,14 +45,36 @@ class _Refusal(NamedTuple):
     sentence: str
 
 
+class DirectExchange:
+    """A request that is answered past ASGI; to uvicorn it looks like one that waits for its answer."""
+
+    message_event: Final = SimpleNamespace(set=lambda: None)  # nobody waits for its body
+
+    def __init__(self, connection: PatientProtocol) -> None:
+        self.connection = connection
+        self.body = bytearray()
+        self.more_body = self.keep_alive = True
+        self.response_complete = self.disconnected = False
+
+    def answer(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """Send the whole answer, or nothing where the caller left."""
+        self.response_complete = True
+        connection, transport = self.connection, self.connection.transport
+        if not transport.is_closing():
+            told = [*connection.server_state.default_headers, *headers]
+            if not send_answer(transport, status, told, body, self.keep_alive):
+                transport.close()
+            connection.on_response_complete()
+
+
 class Direct(Protocol):
     """Takes requests past ASGI."""
 
     target: tuple[bytes, bytes]
     """The method and the target of requests that it may take."""
 
-    def take(self, connection: PatientProtocol, headers: RawHeaders, body: bytes) -> bool:
-        """Take a request and answer it later by `answer_directly`; or return False, and nothing was done."""
+    def take(self, exchange: DirectExchange, headers: RawHeaders, body: bytes) -> bool:
+        """Take a request and answer it later; or return False, and nothing was done."""
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -80,17 +105,15 @@ class PatientProtocol(HttpToolsProtocol):
         self._send_timer: asyncio.TimerHandle | None = None
         self._is_lost = self._is_stuck = False
         self._begun = False  # a head, in what is being taken
-        self._piece = b""  # what is being taken
-        self._is_direct = False  # the request that the parser reads was taken directly
-        self._owes_direct = False  # the answer to a request that was taken so
-        self._held = b""  # what came after it
-        self._is_last = False  # that answer ends the connection
+        self._gathering: DirectExchange | None = None  # what may be direct, while its body comes
+        self._gather_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._go_through_asgi()  # which tells of a caller that left
         self._is_lost = True
         self._stop_timer()
         self._stop_send_timer()
@@ -138,43 +161,6 @@ class PatientProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._stop_send_timer()
 
-    # -- requests that are taken directly -----------------------------------------------------------
-
-    def _give_directly(self) -> bool:
-        """Give a request that came whole and alone to who takes such requests; False: it is one for ASGI."""
-        direct = self.direct
-        if direct is None or (self.parser.get_method(), self.url) != direct.target:
-            return False
-        if self._is_answering or self.flow.write_paused or self.expect_100_continue or not self._is_measured:
-            return False
-        body = self._piece.partition(b"\r\n\r\n")[2]
-        is_whole = (b"content-length", b"%d" % len(body)) in self.headers
-        if not is_whole or not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1":
-            return False
-        self._owes_direct = True
-        self._owes_direct = direct.take(self, self.headers, body)
-        return self._owes_direct
-
-    def answer_directly(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Answer a request that was taken directly; nothing is sent where the caller left."""
-        self._owes_direct = False
-        if self.transport.is_closing():
-            return
-        headers = [*self.server_state.default_headers, *headers]
-        if not send_answer(self.transport, status, headers, body, not self._is_last):
-            self.transport.close()
-        self.on_response_complete()
-        if self._held:
-            held, self._held = self._held, b""
-            self.data_received(held)
-
-    def shutdown(self) -> None:
-        """End the connection, after the answer that it waits for."""
-        if self._owes_direct:
-            self._is_last = True
-        else:
-            super().shutdown()
-
     def timeout_keep_alive_handler(self) -> None:
         self._close()
 
@@ -215,10 +201,6 @@ class PatientProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Give the parser no more of a head than a head may be."""
         while data and not self._is_deaf and not self.transport.is_closing():
-            if self._owes_direct:  # one answer after the other
-                self._held += data
-                self.flow.pause_reading()
-                return
             piece = data
             if not self._in_body:
                 room = self.max_header_bytes - self._head_bytes
@@ -233,9 +215,9 @@ class PatientProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._is_at_start = not self._in_head and not self._in_body
         was_in_head, self._begun = self._in_head, False
-        self._piece = piece
         self._parse(piece)
-        self._piece = b""
+        if self._gathering is not None and self._gather_timer is None:
+            self._gather_timer = self.loop.call_later(_GATHER_S, self._go_through_asgi)
         if self._is_answering:
             self._stop_timer()
         elif self._timer is None:
@@ -270,7 +252,6 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope[_CONNECTION] = self  # type: ignore[typeddict-unknown-key]
         self._in_head = self._begun = True
-        self._is_direct = False
         self._is_measured, self._is_at_start = self._is_at_start, False
         self._head_bytes = 0
 
@@ -280,21 +261,60 @@ class PatientProtocol(HttpToolsProtocol):
         self._broken = self._refusal_of_head()
         if self._broken is not None:
             raise ValueError(self._broken.sentence)  # stops the parser
-        self._is_direct = self._give_directly()
-        if not self._is_direct:
-            super().on_headers_complete()
-            self.scope[_EXCHANGE] = Exchange.of(self.cycle)  # type: ignore[typeddict-unknown-key]
         self._in_head, self._in_body = False, True
+        if self._may_be_direct():
+            self._gathering = DirectExchange(self)
+            self.cycle = self._gathering  # type: ignore[assignment]
+        else:
+            self._begin_exchange()
 
-    def on_body(self, body: bytes) -> None:
-        if not self._is_direct:
-            super().on_body(body)
+    def _begin_exchange(self) -> None:
+        super().on_headers_complete()
+        self.scope[_EXCHANGE] = Exchange.of(self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_message_complete(self) -> None:
         if self._in_body:
             self._in_body = False
-            if not self._is_direct:
-                super().on_message_complete()
+            super().on_message_complete()
+            if self._gathering is not None:
+                self._give_directly(self._gathering)
+
+    # -- requests that need no ASGI -----------------------------------------------------------------
+
+    def _may_be_direct(self) -> bool:
+        """True for a request with a little body that `direct` may take, where no answer is owed before."""
+        direct = self.direct
+        if direct is None or (self.parser.get_method(), self.url) != direct.target:
+            return False
+        if self._is_answering or self.flow.write_paused or self.expect_100_continue:
+            return False
+        if not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1":
+            return False
+        length = header(self.headers, b"content-length")
+        return length is not None and len(length) <= _DIRECT_DIGITS
+
+    def _give_directly(self, exchange: DirectExchange) -> None:
+        """Give a whole request to `direct`, or else to ASGI."""
+        if self.direct is not None and self.direct.take(exchange, self.headers, bytes(exchange.body)):
+            self._stop_gathering()
+        else:
+            self._go_through_asgi()
+
+    def _go_through_asgi(self) -> None:
+        """Give a request to ASGI after all, with what came of its body."""
+        gathered = self._stop_gathering()
+        if gathered is not None:
+            self.cycle = None  # type: ignore[assignment]  # the exchange is the first that waits for an answer
+            self._begin_exchange()
+            self.cycle.body, self.cycle.more_body = gathered.body, gathered.more_body
+            self.cycle.message_event.set()
+
+    def _stop_gathering(self) -> DirectExchange | None:
+        gathered, self._gathering = self._gathering, None
+        if self._gather_timer is not None:
+            self._gather_timer.cancel()
+            self._gather_timer = None
+        return gathered
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -342,6 +362,7 @@ class PatientProtocol(HttpToolsProtocol):
     def _refuse(self, refusal: _Refusal) -> None:
         """Answer what came before, then this, and close. A broken body is told where it is read."""
         self._is_deaf = True
+        self._go_through_asgi()
         if not self._is_answering:
             self._answer(refusal)
         elif self._in_body:
@@ -353,7 +374,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        return self._owes_direct or (self.cycle is not None and not self.cycle.response_complete)
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _answer(self, refusal: _Refusal) -> None:
         """Answer in the form of every error, without a route, and close."""

@@ -21,18 +21,10 @@ from service.errors import (
     TooLarge,
     UnknownMediaType,
 )
-from service.http_exchange import RawHeaders
+from service.http_exchange import header
 from service.http_protocol import body_at_hand, body_fault
 
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}  # as zlib counts them: with gzip's header, with its own
-
-
-def header(headers: RawHeaders, name: bytes) -> str | None:
-    """The value of the header `name` (lower case), the first of several; None where there is none."""
-    for key, value in headers:
-        if key == name:
-            return str(value, "latin-1")
-    return None
 
 
 async def read_body(

@@ -69,7 +69,10 @@ class Microbatch:
             )
 
     def take(self, slot: Slot) -> list[Portion]:
-        """What a worker made of the rows, copied out of its slot: files where it wrote files, else pixels."""
+        """What a worker made of the rows, copied out of its slot: files where it wrote files, else pixels.
+
+        Pixels that stay pixels are copied where their request keeps them.
+        """
         if self.judged:
             self._take_realness(slot)
         file_bytes, encode_s = slot.file_bytes[: self.rows].tolist(), slot.encode_s[: self.rows].tolist()
@@ -86,7 +89,13 @@ class Microbatch:
                     took_s = sum(encode_s[first:row])
                     portions.append(Portion(segment.request, first + offset, files, took_s))
                 else:
-                    portions.append(Portion(segment.request, first + offset, slot.images[first:row].copy()))
+                    ticket, made = segment.request, slot.images[first:row]
+                    if ticket.fmt is None:
+                        pixels = ticket.images[first + offset : row + offset]
+                        pixels[:] = made
+                    else:
+                        pixels = made.copy()
+                    portions.append(Portion(ticket, first + offset, pixels))
         return portions
 
     def _take_realness(self, slot: Slot) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.batching import Priority
-from service.encoding import Format
+from service.encoding import Format, new_npy
 from service.errors import CallerLeft
 from service.rows import Rows
 
@@ -75,8 +75,12 @@ class Ticket:
         self.fmt = fmt
         """What the images become: files of this format; None for pixels."""
         n = len(rows)
-        self.images: Any = np.empty((n, *img_shape), dtype=np.uint8) if fmt is None else [None] * n
+        self.images: Any = [None] * n
         """[N, H, W, C] uint8, or a list of N files."""
+        self.npy = memoryview(b"")
+        """Pixels as a .npy file, in which `images` lie."""
+        if fmt is None:
+            self.npy, self.images = new_npy((n, *img_shape))
         self.accepted = time.monotonic()
         self.timeout_s = math.inf
         """From accepted until it must be answered."""
@@ -109,8 +113,9 @@ class Ticket:
         return time.monotonic() - self.accepted
 
     def place(self, start: int, images: Sequence[Any] | npt.NDArray[np.uint8]) -> None:
-        """Take in the images of the rows from `start` on."""
-        self.images[start : start + len(images)] = images
+        """Take in the images of the rows from `start` on: files, or pixels that lie in `images` already."""
+        if self.fmt is not None:
+            self.images[start : start + len(images)] = images
         self._missing -= len(images)
         if not self._missing and not self.made.done():
             self.made.set_result(None)

@@ -184,7 +184,7 @@ def test_who_sends_rubbish_after_a_request_has_that_ones_answer_first(connection
     ],
 )
 def test_a_request_in_one_piece_is_answered_as_one_in_two(shared_server: Server, body: bytes) -> None:
-    # The first is taken past ASGI where it can be, the second never is.
+    # The first is taken past ASGI where it can be, the second is not: its body is late.
     fields = b"x-request-id: mine\r\ntraceparent: 00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01\r\n"
     request = post(body, fields + b"accept: */*\r\n")
     answers = []

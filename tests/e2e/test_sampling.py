@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from server_process import GANSERVE, Server
+from server_process import GANSERVE, Server, wait_for
 from toy import CLASSES, SIZE, Z_DIM
 
 from models.sampling import latents_from_seeds
@@ -432,6 +432,7 @@ def test_the_callers_request_id_comes_back_and_is_in_the_log(shared_server: Serv
     answer = shared_server.http.post("/v1/samples", json={"seed": 1}, headers={"x-request-id": "abc-123"})
 
     assert answer.headers["x-request-id"] == "abc-123"
+    wait_for(lambda: "abc-123" in shared_server.log)
     lines = [json.loads(line) for line in shared_server.log.splitlines() if "abc-123" in line]
     assert [(line["status"], line["model"], line["rows"]) for line in lines] == [(200, "toy", 1)]
 

@@ -12,7 +12,7 @@ from toy import publish_toy
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from service.http_protocol import PatientProtocol, patient_protocol
+from service.http_protocol import DirectExchange, patient_protocol
 from service.settings import Settings
 
 BODY = b'{"seed": 1}'
@@ -69,10 +69,12 @@ class Taker:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.exchanges: list[DirectExchange] = []
         self.willing = True
 
-    def take(self, connection: PatientProtocol, headers: Any, body: bytes) -> bool:
+    def take(self, exchange: DirectExchange, headers: Any, body: bytes) -> bool:
         if self.willing:
+            self.exchanges.append(exchange)
             self.bodies.append(body)
         return self.willing
 
@@ -83,6 +85,7 @@ class Connection:
     def __init__(self, settings: Settings) -> None:
         self.taker, self.wire = Taker(), Wire()
         self.asked: list[bytes] = []
+        self.left = 0
         config = Config(self.usual, log_config=None, lifespan="off", ws="none", interface="asgi3")
         config.load()
         kind = patient_protocol(settings, self.taker)
@@ -93,6 +96,9 @@ class Connection:
         body, more = b"", True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                self.left += 1
+                return
             body, more = body + message.get("body", b""), message.get("more_body", False)
         self.asked.append(body)
         headers = [(b"content-length", b"0"), (b"x-of", b"usual")]
@@ -106,7 +112,7 @@ class Connection:
             await asyncio.sleep(0)
 
     def answers(self) -> None:
-        self.protocol.answer_directly(200, [(b"x-of", b"direct")], b"")
+        self.taker.exchanges.pop(0).answer(200, [(b"x-of", b"direct")], b"")
 
 
 @pytest.fixture
@@ -126,12 +132,12 @@ def play(settings: Settings, scene: Callable[[Connection], Any]) -> Connection:
     return asyncio.run(whole())
 
 
-def test_a_request_that_comes_whole_and_alone_is_taken_directly(settings: Settings) -> None:
+def test_a_little_request_is_taken_directly_in_however_many_pieces_it_comes(settings: Settings) -> None:
     async def scene(one: Connection) -> None:
         await one.receives(request())
         assert one.wire.written == b""
         one.answers()
-        await one.receives(request(b'{"seed": 2}'))
+        await one.receives(*(bytes([byte]) for byte in request(b'{"seed": 2}')))
         one.answers()
 
     one = play(settings, scene)
@@ -142,12 +148,13 @@ def test_a_request_that_comes_whole_and_alone_is_taken_directly(settings: Settin
 
 
 WHOLE = request()
+LONG = WHOLE.replace(b"content-length: 11", b"content-length: 00011")
 
 
 @pytest.mark.parametrize(
     "pieces",
     [
-        pytest.param([WHOLE[:-4], WHOLE[-4:]], id="body in pieces"),
+        pytest.param([LONG], id="of a long body"),
         pytest.param([request(fields=b"connection: close\r\n")], id="the last of its connection"),
         pytest.param([request(fields=b"expect: 100-continue\r\n")], id="with a wait for its body"),
         pytest.param([request(line=b"POST /v1/samples?x=1 HTTP/1.1")], id="another target"),
@@ -184,7 +191,7 @@ def test_what_comes_before_the_answer_waits_for_it(settings: Settings) -> None:
     one = play(settings, scene)
     assert one.wire.reads
     assert one.taker.bodies == [BODY]
-    assert one.asked == [b"{}", b"[1]"]  # these came together
+    assert one.asked == [b"{}", b"[1]"]  # in their order, which is uvicorn's matter
     assert one.wire.written.index(b"direct") < one.wire.written.index(b"usual")
 
 
@@ -211,3 +218,26 @@ def test_who_left_gets_no_answer(settings: Settings) -> None:
         one.answers()
 
     assert play(settings, scene).wire.written == b""
+
+
+def test_a_body_that_is_late_is_awaited_by_asgi(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        await one.receives(WHOLE[:-4])
+        assert not one.asked
+        await asyncio.sleep(0.2)
+        await one.receives(WHOLE[-4:])
+
+    one = play(settings, scene)
+    assert one.asked == [BODY]
+    assert not one.taker.bodies
+
+
+def test_a_caller_that_leaves_before_its_body_is_whole_is_asgis_to_tell(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        await one.receives(WHOLE[:-4])
+        one.wire.closed = True
+        one.protocol.connection_lost(None)
+        await one.receives()
+
+    one = play(settings, scene)
+    assert one.left == 1

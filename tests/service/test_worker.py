@@ -76,8 +76,8 @@ def test_a_file_that_has_no_room_stays_pixels(artifact: Artifact, slot: Slot, im
 def test_the_api_process_takes_files_and_pixels_out_for_the_rows_they_belong_to(
     artifact: Artifact, slot: Slot, images: np.ndarray
 ) -> None:
-    first: Any = "rows 0 and 1 of one request"
-    second: Any = "rows 10 to 12 of another"
+    first: Any = SimpleNamespace(fmt="png")
+    second: Any = SimpleNamespace(fmt="png")
     rendering = Rendering(artifact.manifest, "CPUExecutionProvider", "1", marks=True)
     slot.formats[:] = [1, 1, 1, 0, 1]
     write_made(images, slot, rendering)
