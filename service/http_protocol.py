@@ -261,12 +261,12 @@ class PatientProtocol(HttpToolsProtocol):
         self._broken = self._refusal_of_head()
         if self._broken is not None:
             raise ValueError(self._broken.sentence)  # stops the parser
-        self._in_head, self._in_body = False, True
         if self._may_be_direct():
             self._gathering = DirectExchange(self)
             self.cycle = self._gathering  # type: ignore[assignment]
         else:
             self._begin_exchange()
+        self._in_head, self._in_body = False, True
 
     def _begin_exchange(self) -> None:
         super().on_headers_complete()

@@ -195,7 +195,7 @@ def test_a_request_in_one_piece_is_answered_as_one_in_two(shared_server: Server,
                 time.sleep(0.1)
             one.sendall(LAST)
             head, _, rest = read_to_end(one).partition(b"\r\n\r\n")
-        told = re.sub(rb"(dur=|traceparent: 00-a{32}-|date: )[0-9a-f.]+[^\r,;]*", rb"\1", head)
+        told = re.sub(rb"(dur=)[0-9.]+|(date: |traceparent: 00-a{32}-)[^\r]+", rb"\1\2", head)
         answers.append((told, rest.partition(b"HTTP/1.1 200 OK")[0]))
 
     assert answers[0] == answers[1]
