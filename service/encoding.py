@@ -118,11 +118,11 @@ def _png_head(shape: tuple[int, int, int]) -> bytes:
 _PNG_END: Final = _png_chunk(b"IEND", b"")
 
 
-def encode_npy(images: npt.NDArray[np.uint8]) -> bytes:
-    """Images [N, H, W, C] uint8 as one .npy file."""
-    file, inside = new_npy(images.shape)
-    inside[:] = images
-    return bytes(file)
+def encode_npy(values: npt.NDArray[Any]) -> bytes:
+    """Images [N, H, W, C] uint8, or any other array, as one .npy file."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(values), version=(1, 0), allow_pickle=False)
+    return file.getvalue()
 
 
 def new_npy(shape: tuple[int, ...]) -> tuple[memoryview, npt.NDArray[np.uint8]]:

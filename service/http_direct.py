@@ -11,18 +11,19 @@ import asyncio
 from functools import partial
 from typing import Final
 
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from service.api import image_response, is_single, rows_of
 from service.encoding import MEDIA_TYPES
-from service.errors import CallerLeft, ServiceError
+from service.errors import CallerLeft
 from service.http_access import key_of
 from service.http_errors import error_response
 from service.http_exchange import RawHeaders
 from service.http_log import Entry, RequestLog, tell_that_caller_left
 from service.http_protocol import DirectExchange
 from service.sampler import ModelSampler
-from service.schema import SampleRequest, parse_sample_request
+from service.schema import SampleRequest
 from service.serving import Serving
 from service.ticket import Ticket
 
@@ -73,8 +74,8 @@ class DirectSamples:
             elif name == b"origin" or (name == b"content-type" and value != b"application/json"):
                 return None
         try:
-            wanted = parse_sample_request(body, settings.max_request_rows)
-        except ServiceError:
+            wanted = SampleRequest.model_validate_json(body)
+        except ValidationError:
             return None
         if not is_single(wanted) or wanted.format == "npy" or wanted.needs_discriminator or wanted.sign:
             return None

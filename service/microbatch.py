@@ -50,15 +50,15 @@ class Microbatch:
         """Write the rows where a worker reads them; `codes` says what it makes of each format."""
         row = 0
         for segment in self.segments:
-            rows, there = segment.request.rows, slice(row, row + len(segment))
-            here = slice(segment.start, segment.stop)
+            rows, n = segment.request.rows, len(segment)
+            here, there = slice(segment.start, segment.stop), slice(row, row + n)
             slot.seeds[there] = rows.seeds[here]
             slot.class_idx[there] = rows.class_idx[here]
             slot.truncation_psi[there] = rows.truncation_psi[here]
             slot.formats[there] = codes[segment.request.fmt]
             if rows.latents is not None:
                 slot.latents[there] = rows.latents[here]
-            row += len(segment)
+            row += n
         if self.judged:
             slot.proposals[: self.rows] = np.repeat(
                 [

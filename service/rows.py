@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -184,7 +185,7 @@ class Rows:
         return cls(
             seeds=np.array([LATENTS_GIVEN if seed is None else seed for seed in seeds], dtype=np.int64),
             latents=latents,
-            class_idx=np.zeros(n, dtype=np.int64) if classes is None else np.array(classes, dtype=np.int64),
+            class_idx=_no_classes(n) if classes is None else np.array(classes, dtype=np.int64),
             truncation_psi=psi,
         )
 
@@ -199,15 +200,28 @@ class Rows:
         return f"row{row:05d}" if seed is None else f"seed{seed:010d}"
 
 
+# What most requests have alike; they share it.
+@lru_cache(maxsize=4)
+def _no_classes(rows: int) -> npt.NDArray[np.int64]:
+    classes = np.zeros(rows, dtype=np.int64)
+    classes.setflags(write=False)
+    return classes
+
+
+@lru_cache(maxsize=4)
+def _all_psi(rows: int, psi: float) -> npt.NDArray[np.float32]:
+    each = np.full(rows, psi, dtype=np.float32)
+    each.setflags(write=False)
+    return each
+
+
 def _resolve_psi(
     truncation_psi: float | Sequence[float] | None, rows: int, has_truncation: bool
 ) -> npt.NDArray[np.float32]:
     """One psi a row [rows]: of one for all, of as many as rows, or of none."""
     if truncation_psi is None or isinstance(truncation_psi, int | float):
         one = resolve_truncation_psi(truncation_psi, has_truncation)
-        psi = np.empty(rows, dtype=np.float32)
-        psi.fill(one)  # np.full does the same in four times the time
-        return psi
+        return _all_psi(rows, one)
     if len(truncation_psi) != rows:
         raise InvalidValue(
             f"truncation_psi must be one number or as many as the rows ({rows}), "

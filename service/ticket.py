@@ -22,7 +22,7 @@ from service.errors import CallerLeft
 from service.rows import Rows
 
 
-@dataclass
+@dataclass(slots=True)
 class Timing:
     """Where one request's time went, in seconds."""
 
@@ -130,7 +130,7 @@ class Ticket:
             self.made.set_exception(error)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen would take three times as long to make
 class Portion:
     """Some rows of one request, made."""
 

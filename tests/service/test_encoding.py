@@ -20,6 +20,7 @@ from service.encoding import (
     encode_png,
     encode_walk,
     encoder_id,
+    new_npy,
 )
 
 
@@ -108,6 +109,15 @@ def test_npy_reads_back() -> None:
     images = noise(4, 9, 7, 3)
 
     assert np.array_equal(np.load(io.BytesIO(encode_npy(images)), allow_pickle=False), images)
+
+
+def test_an_npy_file_that_images_are_written_into_is_the_one_made_of_them() -> None:
+    images = noise(4, 9, 7, 3)
+    file, inside = new_npy(images.shape)
+
+    inside[:] = images
+
+    assert bytes(file) == encode_npy(images)
 
 
 def test_a_walk_holds_every_frame() -> None:
