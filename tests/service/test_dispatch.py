@@ -327,6 +327,23 @@ def test_a_busy_workers_next_microbatch_stays_open_until_shortly_before_it_is_ne
     stage.run(scenario)
 
 
+def test_a_microbatch_that_is_needed_in_less_than_the_clocks_step_is_formed_at_once(
+    artifact: Artifact,
+) -> None:
+    stage = Stage(artifact, max_rows=4)
+
+    async def scenario() -> None:
+        worker = await stage.worker()
+        stage.ask(1)
+        worker.finish(worker.take(), device_s=0.0058 / 4)  # the next is formed 5 ms before four rows end
+        await stage.settle()
+        stage.ask(*range(10, 18))
+
+        assert stage.dispatcher.queued_rows == 0
+
+    stage.run(scenario)
+
+
 def test_a_cancelled_requests_rows_are_not_run(artifact: Artifact) -> None:
     stage = Stage(artifact, max_rows=2)
 
