@@ -43,9 +43,7 @@ from service.ticket import Ticket
 # One microbatch on the device and one formed behind it: a new row waits for at most these two.
 _SLOTS_PER_WORKER: Final = 2
 _FORM_AHEAD_S: Final = 0.005  # before a busy worker is expected to finish, its next microbatch is formed
-_ALARM_S: Final = (
-    0.001  # the event loop's clock has no finer steps: an alarm set for less rings at once, for ms
-)
+_ALARM_S: Final = 0.001  # the step of the event loop's clock: an alarm set for less rings at once, for ms
 _MAX_REPLAYS: Final = 2
 _MAX_DEATHS: Final = 5  # without a finished microbatch between them: the workers crash in a loop
 _CALM_S: Final = 10.0  # a worker that was ready for so long shows that the loop has ended
