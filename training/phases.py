@@ -9,7 +9,7 @@ batch, given in equal microbatches. Refuses to own: the losses and penalties, wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.augment import NO_AUGMENT, Augment
 from training.config import Precision
+from training.double_backward import CheapDoubleBackward
 from training.elbo import kl_divergence, reconstruction_loss
 from training.guard import take_step
 from training.losses import Losses
@@ -191,7 +192,9 @@ def _judge(D: nn.Module, rules: Rules, batch: Batch, fakes: Tensor) -> tuple[Ten
     shared = (weights.r1 > 0 or weights.r2 > 0) and not augment
 
     def logits_of(samples: Tensor, precision: Precision = "fp32") -> Tensor:
-        return computed(D, samples, batch.class_idx, precision=precision)
+        has_slope = samples.requires_grad and precision == "fp32"
+        with CheapDoubleBackward() if has_slope else nullcontext():
+            return computed(D, samples, batch.class_idx, precision=precision)
 
     reals, sigma = batch.reals, weights.sigma
     reals.requires_grad_(weights.r1 > 0 and not sigma)

@@ -156,6 +156,29 @@ def test_in_bf16_penalties_losses_and_weights_are_fp32(
     assert {gradient.dtype for gradient in gradients} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("weights", "reals", "fakes"),
+    [
+        (NO_PENALTIES, "ConvolutionBackward0", "ConvolutionBackward0"),
+        (PenaltyWeights(r1=1.0), "_ConvolutionBackward", "ConvolutionBackward0"),
+        (PenaltyWeights(r1=1.0, r2=1.0), "_ConvolutionBackward", "_ConvolutionBackward"),
+        (PenaltyWeights(r1=1.0, sigma=0.05), "ConvolutionBackward0", "ConvolutionBackward0"),
+    ],
+)
+def test_only_what_is_differentiated_twice_goes_through_the_kernels_for_that(
+    weights: PenaltyWeights, reals: str, fakes: str
+) -> None:
+    state = TrainState.fresh(toy_config(), toy_dataset().shape)
+    first = next(module for module in state.D.modules() if isinstance(module, nn.Conv2d))
+    seen: list[str] = []
+    first.register_forward_hook(lambda _, __, x: seen.append(type(x.grad_fn).__name__))
+
+    discriminator_phase(state, replace(RULES, weights=weights), [_batch()])
+    generator_phase(state, RULES, [_batch()])
+
+    assert (seen[0], seen[1], seen[-1]) == (reals, fakes, "ConvolutionBackward0")
+
+
 def test_a_penalty_in_bf16_is_that_of_fp32_to_the_last_digits() -> None:
     in_bf16, in_fp32 = _state(), _state()
     weights = PenaltyWeights(r1=1.0)
