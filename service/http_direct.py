@@ -38,6 +38,8 @@ class DirectSamples:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._log = RequestLog(serving)
+        # As CORSMiddleware: a cache keeps what a page of another origin asked for apart from this.
+        self._vary = [(b"vary", b"Origin")] if serving.settings.allowed_origins else []
         self._untaken: set[asyncio.Task[None]] = set()  # answers that callers are slow to take
 
     def take(self, exchange: DirectExchange, headers: RawHeaders, body: bytes) -> bool:
@@ -67,9 +69,11 @@ class DirectSamples:
         settings = self._serving.settings
         if len(body) > settings.max_body_bytes:
             return None
-        accept = b"*/*"
+        accept = None
         for name, value in headers:
             if name == b"accept":
+                if accept is not None:  # several are one list
+                    return None
                 accept = value
             elif name == b"origin" or (name == b"content-type" and value != b"application/json"):
                 return None
@@ -79,7 +83,9 @@ class DirectSamples:
             return None
         if not is_single(wanted) or wanted.format == "npy" or wanted.needs_discriminator or wanted.sign:
             return None
-        if accept not in (b"*/*", MEDIA_TYPES[wanted.format].encode()):
+        if isinstance(wanted.class_idx, list):  # it may be longer than a request's rows
+            return None
+        if accept not in (None, b"*/*", MEDIA_TYPES[wanted.format].encode()):
             return None
         return wanted
 
@@ -103,6 +109,7 @@ class DirectSamples:
         self._answer(exchange, entry, response)
 
     def _answer(self, exchange: DirectExchange, entry: Entry, response: Response) -> None:
+        response.raw_headers.extend(self._vary)
         self._log.answer(entry, response.status_code, response.raw_headers)
         exchange.answer(response.status_code, response.raw_headers, bytes(response.body))
         if exchange.connection.is_waiting:

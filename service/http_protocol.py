@@ -22,7 +22,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from models.errors import show
 from service.errors import CallerLeft
@@ -30,7 +31,6 @@ from service.http_exchange import Exchange, RawHeaders, header, send_answer
 from service.settings import Settings
 
 _CONNECTION: Final = "ganserve.connection"
-_EXCHANGE: Final = "ganserve.exchange"
 _BODY_FAULT: Final = "ganserve.body_fault"
 _DIRECT_DIGITS: Final = 4  # of a little body's Content-Length
 _GATHER_S: Final = 0.1  # the rest of a little body comes at once, or ASGI waits for it
@@ -104,6 +104,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._is_deaf = False
         self._send_timer: asyncio.TimerHandle | None = None
         self._is_lost = self._is_stuck = False
+        self._running: Exchange | None = None  # ASGI's last; those behind it in the pipeline wait
         self._begun = False  # a head, in what is being taken
         self._gathering: DirectExchange | None = None  # what may be direct, while its body comes
         self._gather_timer: asyncio.TimerHandle | None = None
@@ -117,6 +118,9 @@ class PatientProtocol(HttpToolsProtocol):
         self._is_lost = True
         self._stop_timer()
         self._stop_send_timer()
+        if self._running is not None:  # uvicorn tells the newest in the pipeline alone
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
         if self._when_lost is not None:
             self._when_lost()
@@ -129,6 +133,11 @@ class PatientProtocol(HttpToolsProtocol):
         self._when_lost = call
         if call is not None and self.transport.is_closing():
             call()
+
+    def body_at_hand(self) -> bytes | None:
+        """As `body_at_hand` of the request that ASGI answers now."""
+        assert self._running is not None
+        return self._running.body_at_hand()
 
     # -- answers that wait to be taken --------------------------------------------------------------
 
@@ -265,12 +274,12 @@ class PatientProtocol(HttpToolsProtocol):
             self._gathering = DirectExchange(self)
             self.cycle = self._gathering  # type: ignore[assignment]
         else:
-            self._begin_exchange()
+            super().on_headers_complete()
         self._in_head, self._in_body = False, True
 
-    def _begin_exchange(self) -> None:
-        super().on_headers_complete()
-        self.scope[_EXCHANGE] = Exchange.of(self.cycle)  # type: ignore[typeddict-unknown-key]
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = Exchange.of(cycle)
+        super()._start_asgi_task(cycle, app)
 
     def on_message_complete(self) -> None:
         if self._in_body:
@@ -305,7 +314,7 @@ class PatientProtocol(HttpToolsProtocol):
         gathered = self._stop_gathering()
         if gathered is not None:
             self.cycle = None  # type: ignore[assignment]  # the exchange is the first that waits for an answer
-            self._begin_exchange()
+            super().on_headers_complete()
             self.cycle.body, self.cycle.more_body = gathered.body, gathered.more_body
             self.cycle.message_event.set()
 
@@ -417,8 +426,7 @@ def connection_of(scope: Scope) -> PatientProtocol:
 
 def body_at_hand(scope: Scope) -> bytes | None:
     """The body of a request, if all of it has come and nobody took of it; else None."""
-    exchange: Exchange = scope[_EXCHANGE]
-    return exchange.body_at_hand()
+    return connection_of(scope).body_at_hand()
 
 
 def body_fault(scope: Scope) -> str | None:

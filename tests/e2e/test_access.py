@@ -172,8 +172,9 @@ def test_a_cache_keeps_answers_to_pages_apart_from_others(crossed: Server, share
         f"{crossed.url}/v1/models/toy/1.png", headers={**key, "Origin": PAGE}, follow_redirects=True
     )
     without_setting = httpx.get(f"{shared_server.url}/v1/models/toy/1.png", follow_redirects=True)
+    posted = httpx.post(f"{crossed.url}/v1/samples", json={"seed": 1}, headers=key)
 
-    assert plain.headers["vary"] == page.headers["vary"] == "Origin"
+    assert plain.headers["vary"] == page.headers["vary"] == posted.headers["vary"] == "Origin"
     assert "vary" not in without_setting.headers
 
 

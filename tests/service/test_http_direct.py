@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ class Wire(asyncio.Transport):
         return 0
 
     def write(self, data: Any) -> None:
+        assert not self.closed  # as uvloop's, where asyncio's takes it silently
         self.written += data
 
     def is_closing(self) -> bool:
@@ -86,6 +89,9 @@ class Connection:
         self.taker, self.wire = Taker(), Wire()
         self.asked: list[bytes] = []
         self.left = 0
+        self.held: asyncio.Event | None = None
+        """What goes through ASGI waits for it before its answer."""
+        self.exchanges: list[weakref.ref[Any]] = []
         config = Config(self.usual, log_config=None, lifespan="off", ws="none", interface="asgi3")
         config.load()
         kind = patient_protocol(settings, self.taker)
@@ -101,6 +107,9 @@ class Connection:
                 return
             body, more = body + message.get("body", b""), message.get("more_body", False)
         self.asked.append(body)
+        self.exchanges.append(weakref.ref(receive.__self__))
+        if self.held is not None:
+            await self.held.wait()
         headers = [(b"content-length", b"0"), (b"x-of", b"usual")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
@@ -241,3 +250,36 @@ def test_a_caller_that_leaves_before_its_body_is_whole_is_asgis_to_tell(settings
 
     one = play(settings, scene)
     assert one.left == 1
+
+
+def test_who_left_with_more_requests_in_the_pipeline_gets_no_answer(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(one: Connection) -> None:
+        one.held = asyncio.Event()
+        put = request(line=b"PUT /v1/samples HTTP/1.1")
+        await one.receives(put, put)
+        one.wire.closed = True
+        one.protocol.connection_lost(None)
+        one.held.set()
+        await one.receives()
+
+    one = play(settings, scene)
+    assert one.asked == [BODY]
+    assert one.wire.written == b""
+    assert not caplog.records
+
+
+def test_a_request_leaves_no_garbage_in_cycles(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        for _ in range(3):
+            await one.receives(request(line=b"PUT /v1/samples HTTP/1.1"))
+            await one.receives(request())
+            one.answers()
+        assert [reference() is None for reference in one.exchanges] == [True, True, False]
+
+    gc.disable()
+    try:
+        play(settings, scene)
+    finally:
+        gc.enable()
