@@ -247,7 +247,7 @@ def test_the_pods_of_the_indexed_job_make_one_set(toy_store: Path, tmp_path: Pat
     job = yaml.safe_load((DEPLOY / "kubernetes/jobs/sample/job.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     changed = {
-        "--model=fashion-mnist:1": "--model=toy",
+        "--model=fashion-mnist:2": "--model=toy",
         "--seeds=0-999999": "--seeds=0-99",
         "--shard-size=10000": "--shard-size=10",
         "--out=s3://sets/fashion-mnist": f"--out={tmp_path}",
