@@ -103,7 +103,8 @@ def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
 def accepted(request: Request, media_type: str) -> str:
     """`media_type`, if `Accept` allows it; its most specific entry decides. Raises NotAcceptable."""
-    if header(request.scope["headers"], b"accept") in (None, "*/*", media_type):
+    accepts = [value for name, value in request.scope["headers"] if name == b"accept"]
+    if accepts in ([], [b"*/*"], [media_type.encode()]):  # nearly always
         return media_type
     accept = ", ".join(request.headers.getlist("accept"))
     ranges = {}

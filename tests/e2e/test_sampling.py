@@ -418,6 +418,16 @@ def test_the_most_specific_entry_of_accept_decides(shared_server: Server, accept
     assert answer.status_code == status
 
 
+def test_an_accept_in_two_headers_is_read_as_one(shared_server: Server) -> None:
+    accept = [("accept", "*/*"), ("accept", "image/png;q=0")]
+    client = httpx.Client(base_url=f"http://127.0.0.1:{shared_server.port}")
+    client.headers.clear()
+    with client:
+        answer = client.post("/v1/samples", json={"seed": 1}, headers=accept)
+
+    assert answer.status_code == 406
+
+
 def test_one_bad_request_among_good_ones_fails_alone(shared_server: Server) -> None:
     bad = {"latents": [[0.0] * (Z_DIM - 1)]}
     requests = [bad if k == 20 else {"seed": k, "n": 3, "format": "npy"} for k in range(40)]
