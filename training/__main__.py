@@ -373,7 +373,7 @@ def _extractor(options: argparse.Namespace) -> int:
     from training.data import open_dataset, splits
     from training.files import check_file_place
     from training.metrics.classifier import save_extractor, train_classifier
-    from training.metrics.extractor import OnnxExtractor
+    from training.metrics.extractor_files import OnnxExtractor
     from training.metrics.measure import accuracy_on
 
     check_file_place(options.out)

@@ -25,7 +25,8 @@ from training.errors import GraphRefused
 from training.folding import folded
 from training.graph import check_graph, write_model
 from training.graph_session import DiscriminatorSession, GraphSession
-from training.metrics.extractor import Extractor, open_extractor, shipped_names
+from training.metrics.extractor import Extractor
+from training.metrics.extractor_files import open_extractor, shipped_names
 from training.networks import Discriminator
 from training.promises import (
     Rows,

@@ -21,7 +21,7 @@ The reals are asked once, so one `Reference` serves for many sets of fakes. `dis
 makes features. Needs NumPy and ONNX Runtime; torch only for networks of torch and to train one.
 """
 
-from training.metrics.extractor import open_extractor
+from training.metrics.extractor_files import open_extractor
 from training.metrics.measure import (
     Reference,
     class_accuracies,

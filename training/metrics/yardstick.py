@@ -15,7 +15,7 @@ from typing import Final
 
 from models.errors import InvalidValue
 from training.data import Dataset, Split, open_dataset, splits
-from training.metrics.extractor import open_extractor, shipped_names
+from training.metrics.extractor_files import open_extractor, shipped_names
 from training.metrics.fakes import Fakes
 from training.metrics.measure import (
     FIGURES,

@@ -23,7 +23,7 @@ from training.digest import weights_digest
 from training.errors import DataError
 from training.metrics import open_extractor
 from training.metrics.classifier import NETWORKS, OfPixels, save_extractor, train_classifier
-from training.metrics.extractor import SHIPPED, OnnxExtractor, shipped_names
+from training.metrics.extractor_files import SHIPPED, OnnxExtractor, shipped_names
 from training.metrics.measure import accuracy_on
 from training.metrics.networks import TorchExtractor, efficientnet_lite0, inception
 
