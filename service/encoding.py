@@ -136,9 +136,7 @@ def new_npy(shape: tuple[int, ...]) -> tuple[memoryview, npt.NDArray[np.uint8]]:
 @lru_cache(maxsize=64)
 def _npy_head(shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
-    )
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
 
