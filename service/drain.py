@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from service.serving import Serving
 
-_LAST_ANSWERS_S: Final = 0.1  # for what already waits in the listener's backlog: it gets its 503
+_LAST_CONNECTIONS_S: Final = 0.1  # for those that wait in the listener's backlog
+_LAST_REQUESTS_S: Final = 1.0  # for what is on its way on a connection that is open: it gets its 503
+_POLL_S: Final = 0.02
 _IP_MINTTL: Final = 21  # Linux; the socket module names neither
 _IPV6_MINHOPCOUNT: Final = 73
 _LARGEST_TTL: Final = 255
@@ -29,17 +31,29 @@ def drain_on_sigterm(loop: asyncio.AbstractEventLoop, serving: Serving) -> None:
     SIGINT is the parent's alone (Ctrl-C reaches both), and so is what a second signal means.
     """
     uvicorn_exit: Any = signal.getsignal(signal.SIGTERM)  # set by uvicorn before the lifespan begins
+    uvicorn = uvicorn_exit.__self__
     tasks: list[asyncio.Task[None]] = []
 
     async def drain() -> None:
         left_s = await serving.drain()
         # For answers on their way to slow readers; not less, or uvicorn would cut those it just began.
-        uvicorn_exit.__self__.config.timeout_graceful_shutdown = max(1, math.ceil(left_s))
-        for listener in uvicorn_exit.__self__.servers:
+        uvicorn.config.timeout_graceful_shutdown = max(1, math.ceil(left_s))
+        for listener in uvicorn.servers:
             for one in listener.sockets:
                 _take_no_connections(one.fileno())
-        await asyncio.sleep(_LAST_ANSWERS_S)
+        await asyncio.sleep(_LAST_CONNECTIONS_S)
+        await callers_have_closed()
         uvicorn_exit(signal.SIGTERM, None)
+
+    async def callers_have_closed() -> None:
+        """Return when no connection is open, or those that are have been silent for long enough.
+
+        uvicorn closes a silent one at once, and a caller that was just sending its next request would see
+        it lost. Each answer now says that the connection ends, so those in use end by themselves.
+        """
+        deadline = loop.time() + _LAST_REQUESTS_S
+        while uvicorn.server_state.connections and loop.time() < deadline:
+            await asyncio.sleep(_POLL_S)
 
     def on_sigterm() -> None:
         if not tasks:

@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from server_process import GANSERVE, Server, free_port, wait_for
+from server_process import GANSERVE, Server, free_port, read_to_end, wait_for
 from toy import publish_toy
 
 from models.golden import Golden
@@ -74,6 +75,34 @@ def test_a_signal_under_load_loses_no_request_and_leaves_nothing(serve: Serve, n
     assert lost == []
     refused = [answer[2] for _, answer in answers if answer[0] == 503]  # type: ignore[index]
     assert all("retry-after" in headers for headers in refused)
+
+
+@pytest.mark.parametrize("body", [b'{"seed": 1}', b'{"seed": 1, "n": 2}'], ids=["direct", "asgi"])
+def test_a_request_that_was_on_its_way_when_the_drain_was_over_is_refused_not_lost(
+    serve: Serve, body: bytes
+) -> None:
+    server = serve("--model", "toy")
+    server.http.close()
+    request = b"POST /v1/samples HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body)
+    address = ("127.0.0.1", server.port)
+    with ExitStack() as stack:
+        fresh, begun, used = (stack.enter_context(socket.create_connection(address, 5)) for _ in range(3))
+        used.sendall(request + body)
+        assert used.recv(65536).startswith(b"HTTP/1.1 200 ")
+        begun.sendall(request[:20])
+
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)  # nothing is in flight, and no connection is taken
+        fresh.sendall(request + body)
+        begun.sendall(request[20:] + body)
+        used.sendall(request + body)
+        answers = [read_to_end(one) for one in (fresh, begun, used)]
+
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 1\r\n" in answer
+        assert b"\r\nconnection: close\r\n" in answer
+    assert server.process.wait(timeout=10) == 0
 
 
 def test_a_draining_server_is_not_ready_at_once_but_still_accepts_for_the_drain_delay(serve: Serve) -> None:
