@@ -350,7 +350,7 @@ def image_response(
     facts["timing"] = timing
     headers = [
         (b"x-model-digest", sampler.artifact.digest.encode()),
-        (b"server-timing", timing.header().encode()),
+        (b"server-timing", timing.header()),
     ]
     if rows.latents is None:
         seeds = seeds_text(rows.seeds.tolist())

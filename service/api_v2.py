@@ -126,7 +126,10 @@ class _Routes:
         in_loop = wanted.binary or images.nbytes <= _INLINE_BYTES
         parts, json_bytes = write() if in_loop else await serving.finish(ticket, write)
         facts_of(request)["timing"] = ticket.timing
-        headers = {"X-Model-Digest": sampler.artifact.digest, "Server-Timing": ticket.timing.header()}
+        headers = {
+            "X-Model-Digest": sampler.artifact.digest,
+            "Server-Timing": ticket.timing.header().decode(),
+        }
         if json_bytes is None:
             return _Parts(parts, "application/json", headers)
         return _Parts(parts, "application/octet-stream", {**headers, HEADER_LENGTH: str(json_bytes)})

@@ -151,7 +151,7 @@ def bench(
     artifact = Store(settings.store).resolve(settings.model_addresses[0])
     started = time.monotonic()
     with _server(settings.port, flags) as server, in_process(settings, artifact) as limits:
-        first_image_s = _first_image(settings.port, server) - started
+        first_image_s = first_image(settings.port, server) - started
         workers = settings.devices * settings.workers_per_model
         yield (
             f"{artifact.address}, {settings.accelerator}, {workers} workers x {settings.threads} threads, "
@@ -203,7 +203,7 @@ def _server(port: int, flags: Sequence[str]) -> Iterator[subprocess.Popen[bytes]
         process.wait(_ENDS_WITHIN_S)
 
 
-def _first_image(port: int, server: subprocess.Popen[bytes]) -> float:
+def first_image(port: int, server: subprocess.Popen[bytes]) -> float:
     """Ask until an image comes; return when (monotonic). Raises StartError if none does."""
     deadline = time.monotonic() + _START_S
     request = request_bytes(0, Case(1, 1, "png"))

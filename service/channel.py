@@ -1,7 +1,7 @@
 """The socket between the API process and its workers.
 
-One SOCK_SEQPACKET Unix socket a worker: a packet is one JSON message, order is kept, and the
-death of either side is an end-of-file at the other, at once. The address is abstract (no file
+One SOCK_SEQPACKET Unix socket a worker: a packet is one message, order is kept, and the death of
+either side is an end-of-file at the other, at once. The address is abstract (no file
 is left behind) and guarded twice: the peer must run as our user and show the server's token.
 
     worker -> API   hello    {"token", "model"}
@@ -9,14 +9,17 @@ is left behind) and guarded twice: the peer must run as our user and show the se
     worker -> API   loaded   {"loaded": line, "provider", "runtime", "golden_difference",
                               "realness_difference", "arithmetic"}
                              or {"refused": line, "error"}
-    API -> worker   run      {"run": id, "line", "slot", "rows"}, and {"judged": images to make} for D
-    worker -> API   done     {"done": id, "device_s", "started": monotonic}   or {"failed": id, "error"}
+    API -> worker   run      `Run`
+    worker -> API   done     `Done`, or {"failed": id, "error"}
     API -> worker   drop     {"drop": line}
     API -> worker   ping     {"ping": 0}: is it alive?
     worker -> API   pong     {"pong": 0}, between microbatches
 
 What a worker serves it is told here, at its start as at a reload: the API process alone knows.
 A `line` is one version being served; its number names it on one connection.
+
+Messages are JSON, but for the two of each microbatch, which are fixed fields: their JSON was a seventh of
+the instructions that serving adds to making one image.
 
 Nothing is pickled. LitServe would send these through its manager queues, where a worker killed
 while it waits makes the manager swallow the next message, and each microbatch costs four calls to
@@ -31,12 +34,43 @@ import secrets
 import signal
 import socket
 import struct
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-_MAX_PACKET_BYTES = 16_384
-_PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+_MAX_PACKET_BYTES: Final = 16_384
+_FD_BYTES: Final = 4
+_FD_SPACE: Final = socket.CMSG_LEN(_FD_BYTES)
+_PEER_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
+_RUN_KIND, _RUN_FIELDS = b"r", struct.Struct("<c5q")  # JSON begins with {
+_DONE_KIND, _DONE_FIELDS = b"d", struct.Struct("<c2q2d")
+
+
+class Run(NamedTuple):
+    """The order to run one microbatch."""
+
+    run: int
+    """Its id."""
+    line: int
+    slot: int
+    rows: int
+    judged: int
+    """Images to make where D has something to do with these rows; else 0."""
+
+
+class Done(NamedTuple):
+    """One microbatch was run."""
+
+    run: int
+    bucket: int
+    """Rows that the device ran, padding among them."""
+    device_s: float
+    started: float
+    """When (monotonic)."""
+
+
+Message = dict[str, Any] | Run | Done
 
 
 @dataclass(frozen=True)
@@ -98,7 +132,7 @@ class Process:
 
 
 class Channel:
-    """One end of a connection: JSON messages, each a packet."""
+    """One end of a connection: messages, each a packet."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -106,24 +140,46 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: dict[str, Any], fd: int | None = None) -> None:
+    def send(self, message: Message, fd: int | None = None) -> None:
         """Send one message, with a descriptor if given. Raises OSError if the peer is gone."""
-        packet = json.dumps(message).encode()
+        packet = _packed(message)
         assert len(packet) <= _MAX_PACKET_BYTES
         if fd is None:
             self._socket.send(packet)
         else:
             socket.send_fds(self._socket, [packet], [fd])
 
-    def receive(self) -> dict[str, Any] | None:
+    def receive(self) -> Message | None:
         """Return the next message, or None at end-of-file. Non-blocking ends raise BlockingIOError."""
         packet = self._socket.recv(_MAX_PACKET_BYTES)
-        return json.loads(packet) if packet else None
+        return _unpacked(packet) if packet else None
 
-    def receive_with_fd(self) -> tuple[dict[str, Any], int | None] | None:
+    def receive_with_fd(self) -> tuple[Message, int | None] | None:
         """Return the next message and the descriptor that came with it, if any, or None at end-of-file."""
-        packet, fds, _, _ = socket.recv_fds(self._socket, _MAX_PACKET_BYTES, 1)
-        return (json.loads(packet), fds[0] if fds else None) if packet else None
+        packet, ancillary, _, _ = self._socket.recvmsg(_MAX_PACKET_BYTES, _FD_SPACE)
+        fd = None
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fd = int.from_bytes(data[:_FD_BYTES], sys.byteorder)
+        return (_unpacked(packet), fd) if packet else None
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _packed(message: Message) -> bytes:
+    if isinstance(message, Run):
+        return _RUN_FIELDS.pack(_RUN_KIND, *message)
+    if isinstance(message, Done):
+        return _DONE_FIELDS.pack(_DONE_KIND, *message)
+    return json.dumps(message).encode()
+
+
+def _unpacked(packet: bytes) -> Message:
+    kind = packet[:1]
+    if kind == _RUN_KIND:
+        return Run._make(_RUN_FIELDS.unpack(packet)[1:])
+    if kind == _DONE_KIND:
+        return Done._make(_DONE_FIELDS.unpack(packet)[1:])
+    message: dict[str, Any] = json.loads(packet)
+    return message

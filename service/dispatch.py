@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from service.channel import Channel, Process
+from service.channel import Channel, Done, Process, Run
 from service.encoding import FORMATS, Format
 from service.errors import (
     Overloaded,
@@ -267,24 +267,23 @@ class Dispatcher:
         self.workers.clear()
 
     def _read(self, worker: Worker) -> None:
-        """Take in what `worker` has to say; the event loop calls this when there is something.
+        """Take in one message of `worker`'s; the event loop calls this while there is one.
 
-        No more than it can have said by now: one that answers faster than it is asked would keep the
-        loop here, and every request would wait until the queue is empty.
+        All that is there would keep the loop here if a worker answers faster than it is asked.
         """
-        for _ in range(_SLOTS_PER_WORKER):
-            try:
-                message = worker.channel.receive()
-            except BlockingIOError:
-                return
-            except OSError:
-                message = None
-            if message is None:
-                self._lost(worker)
-                return
-            if "done" in message:
-                self._done(worker, message)
-            elif "failed" in message:
+        try:
+            message = worker.channel.receive()
+        except BlockingIOError:
+            return
+        except OSError:
+            message = None
+        if isinstance(message, Done):
+            self._done(worker, message)
+        elif message is None:
+            self._lost(worker)
+        else:
+            assert isinstance(message, dict)
+            if "failed" in message:
                 self._failed(worker, message)
             elif "pong" in message:
                 worker.answered = True
@@ -320,8 +319,8 @@ class Dispatcher:
             self._switch.check([worker.loaded for worker in self.workers])
         self._pump()
 
-    def _done(self, worker: Worker, message: dict[str, Any]) -> None:
-        batch, slot = worker.running.pop(message["done"])
+    def _done(self, worker: Worker, done: Done) -> None:
+        batch, slot = worker.running.pop(done.run)
         started = time.perf_counter()
         portions = batch.take(worker.slots[batch.line][slot])
         output_s = time.perf_counter() - started
@@ -329,9 +328,8 @@ class Dispatcher:
         worker.free_slots.append(slot)
         worker.busy_since = time.monotonic()
         self._deaths = 0
-        device_s = message["device_s"]
+        device_s, bucket = done.device_s, done.bucket
         busy_s = device_s + sum(portion.encode_s for portion in portions)
-        bucket = message["bucket"]
         batch.line.size.measured(bucket, busy_s)
         self._pump()  # the device first: requests can wait for their pixels while it works
 
@@ -344,7 +342,7 @@ class Dispatcher:
         batch.line.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
         for segment in batch.segments:
             timing = segment.request.timing
-            queue_s = message["started"] - segment.request.accepted
+            queue_s = done.started - segment.request.accepted
             timing.queue_s = min(timing.queue_s, queue_s) if timing.device_s else queue_s
             timing.device_s += device_s
             timing.input_s += batch.input_s
@@ -591,9 +589,8 @@ class Dispatcher:
             worker.busy_since = time.monotonic()
         worker.running[self._next_run] = batch, slot_index
         worker.last_run = self._next_run
-        order = {"run": self._next_run, "line": batch.line.number, "slot": slot_index, "rows": batch.rows}
-        if batch.judged:
-            order["judged"] = batch.weight
+        judged = batch.weight if batch.judged else 0
+        order = Run(self._next_run, batch.line.number, slot_index, batch.rows, judged)
         try:
             worker.channel.send(order)
         except OSError:  # never for a full buffer: a few packets of some hundred bytes are out at most

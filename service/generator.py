@@ -62,10 +62,11 @@ class Generator:
     ) -> npt.NDArray[np.uint8]:
         """seeds [N], class_idx [N], truncation_psi [N] -> images [N, H, W, C] uint8.
 
-        `latents` [N, z_dim] are those of the rows whose seed is LATENTS_GIVEN; the others are drawn into it.
+        `latents` [N, z_dim] are those of the rows whose seed is LATENTS_GIVEN; others may be drawn into it.
         """
-        if latents is None:
-            latents = self._sampler.draw(seeds)
+        numbers = seeds.tolist()
+        if latents is None or LATENTS_GIVEN not in numbers:
+            latents = self._sampler.draw(numbers)
         else:
             drawn = seeds != LATENTS_GIVEN
             latents[drawn] = self._sampler.draw(seeds[drawn])

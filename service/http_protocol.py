@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from models.errors import show
 from service.errors import CallerLeft
-from service.http_exchange import Exchange, RawHeaders, header, send_answer
+from service.http_exchange import Exchange, RawHeaders, send_answer
 from service.settings import Settings
 
 _CONNECTION: Final = "ganserve.connection"
@@ -74,7 +74,9 @@ class Direct(Protocol):
     """The method and the target of requests that it may take."""
 
     def take(self, exchange: DirectExchange, headers: RawHeaders, body: bytes) -> bool:
-        """Take a request and answer it later; or return False, and nothing was done."""
+        """Take a request, no header of which comes twice, and answer it later; or return False, and nothing
+        was done.
+        """
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -103,6 +105,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._broken: _Refusal | None = None  # what is wrong with the request; nothing after it is read
         self._is_deaf = False
         self._send_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_since = 0.0  # when its last answer was given
         self._is_lost = self._is_stuck = False
         self._running: Exchange | None = None  # ASGI's last; those behind it in the pipeline wait
         self._begun = False  # a head, in what is being taken
@@ -118,6 +122,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._is_lost = True
         self._stop_timer()
         self._stop_send_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         if self._running is not None:  # uvicorn tells the newest in the pipeline alone
             self._running.disconnected = True
             self._running.message_event.set()
@@ -170,9 +176,6 @@ class PatientProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._stop_send_timer()
 
-    def timeout_keep_alive_handler(self) -> None:
-        self._close()
-
     def _close(self) -> None:
         """Close once the caller has what was answered, or takes nothing more of it."""
         self.transport.close()
@@ -221,7 +224,6 @@ class PatientProtocol(HttpToolsProtocol):
             data = data[len(piece) :]
 
     def _take(self, piece: bytes) -> None:
-        self._unset_keepalive_if_required()
         self._is_at_start = not self._in_head and not self._in_body
         was_in_head, self._begun = self._in_head, False
         self._parse(piece)
@@ -258,8 +260,7 @@ class PatientProtocol(HttpToolsProtocol):
     # -- what the parser tells --------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope[_CONNECTION] = self  # type: ignore[typeddict-unknown-key]
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self._in_head = self._begun = True
         self._is_measured, self._is_at_start = self._is_at_start, False
         self._head_bytes = 0
@@ -274,8 +275,17 @@ class PatientProtocol(HttpToolsProtocol):
             self._gathering = DirectExchange(self)
             self.cycle = self._gathering  # type: ignore[assignment]
         else:
-            super().on_headers_complete()
+            self._begin_asgi()
         self._in_head, self._in_body = False, True
+
+    def _begin_asgi(self) -> None:
+        """Give the request whose head is whole to ASGI."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # makes the scope, of a request that has nothing yet
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        self.scope[_CONNECTION] = self  # type: ignore[typeddict-unknown-key]
+        super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = Exchange.of(cycle)
@@ -299,7 +309,10 @@ class PatientProtocol(HttpToolsProtocol):
             return False
         if not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1":
             return False
-        length = header(self.headers, b"content-length")
+        fields = dict(self.headers)
+        if len(fields) < len(self.headers):  # several are one list, or a mistake
+            return False
+        length = fields.get(b"content-length")
         return length is not None and len(length) <= _DIRECT_DIGITS
 
     def _give_directly(self, exchange: DirectExchange) -> None:
@@ -314,7 +327,7 @@ class PatientProtocol(HttpToolsProtocol):
         gathered = self._stop_gathering()
         if gathered is not None:
             self.cycle = None  # type: ignore[assignment]  # the exchange is the first that waits for an answer
-            super().on_headers_complete()
+            self._begin_asgi()
             self.cycle.body, self.cycle.more_body = gathered.body, gathered.more_body
             self.cycle.message_event.set()
 
@@ -326,11 +339,30 @@ class PatientProtocol(HttpToolsProtocol):
         return gathered
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """As uvicorn's, but for the timer of an idle connection: one that looks again, not one an answer."""
+        self.server_state.total_requests += 1
         if self.transport.is_closing():
             self._watch_sending()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
         elif self._broken is not None and not self._is_answering:
             self._answer(self._broken)
+        else:
+            self._idle_since = self.loop.time()
+            if self._idle_timer is None:
+                self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_at_idle)
+
+    def _look_at_idle(self) -> None:
+        """Close the connection if nothing came since its last answer for as long as may be."""
+        self._idle_timer = None
+        if not self._is_answering and self._timer is None:  # else it is not idle, and other limits hold
+            left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+            if left > 0:
+                self._idle_timer = self.loop.call_later(left, self._look_at_idle)
+            else:
+                self._close()
 
     # -- refusals ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,10 @@ class Microbatch:
         row = 0
         for segment in self.segments:
             rows, n = segment.request.rows, len(segment)
-            here, there = slice(segment.start, segment.stop), slice(row, row + n)
+            here: Any = segment.start
+            there: Any = row
+            if n > 1:  # else numbers, which cost half as much
+                here, there = slice(segment.start, segment.stop), slice(row, row + n)
             slot.seeds[there] = rows.seeds[here]
             slot.class_idx[there] = rows.class_idx[here]
             slot.truncation_psi[there] = rows.truncation_psi[here]

@@ -120,7 +120,8 @@ class SampleRequest(_Request):
         if self.seeds is not None:
             return self.seeds
         assert self.seed is not None
-        return list(range(self.seed, self.seed + (self.n or 1)))
+        n = self.n or 1
+        return [self.seed] if n == 1 else list(range(self.seed, self.seed + n))
 
 
 _SAMPLE_FIELDS: Final = frozenset(SampleRequest.model_fields)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
 import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +43,7 @@ from service.ticket import Ticket
 
 T = TypeVar("T")
 _POLL_S = 0.02
+_ALARM_S = 0.005  # between two looks at every deadline
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class Serving:
         self.draining = False
         self._accepting = True
         self._in_flight: set[Ticket] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf  # the earliest deadline that it knows of (monotonic)
         self._was_ready = False
         self._address: channel.Address | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -116,10 +121,12 @@ class Serving:
         asyncio.get_running_loop().remove_reader(link.fileno())
         try:
             hello = link.receive()
-        except (OSError, ValueError):
+        except (OSError, ValueError, struct.error):
             hello = None
         assert self._address is not None
-        if hello is None or not hmac.compare_digest(str(hello.get("token")), self._address.token):
+        if not isinstance(hello, dict) or not hmac.compare_digest(
+            str(hello.get("token")), self._address.token
+        ):
             link.close()
             process.close()
             return
@@ -223,15 +230,36 @@ class Serving:
             raise Unavailable("the server is draining", retry_after_s=1)
         ticket = sampler.submit(rows, fmt, priority)
         ticket.timeout_s = timeout_ms / 1000
-        ticket.expiry = asyncio.get_running_loop().call_later(ticket.timeout_s, _late, ticket)
         connection.when_lost(ticket.caller_left)
         self._in_flight.add(ticket)
+        if ticket.deadline < self._alarm_at:
+            self._set_alarm(ticket.deadline)
         return ticket
+
+    def _set_alarm(self, at: float) -> None:
+        """Have `_ring` called at the monotonic time `at`.
+
+        One alarm for all requests, set for the earliest deadline: nearly all end long before theirs, and a
+        timer each would be made and cancelled for nothing, with a system call.
+        """
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        self._alarm = asyncio.get_running_loop().call_later(at - time.monotonic(), self._ring)
+
+    def _ring(self) -> None:
+        """End the requests whose time is up, and set the alarm for the next of those in flight."""
+        self._alarm, self._alarm_at, now = None, math.inf, time.monotonic()
+        waiting = [ticket for ticket in self._in_flight if not ticket.ended]
+        for ticket in waiting:
+            if ticket.deadline <= now:
+                ticket.late()
+        next_at = min((ticket.deadline for ticket in waiting if not ticket.ended), default=math.inf)
+        if next_at < math.inf:
+            self._set_alarm(max(next_at, now + _ALARM_S))
 
     def settle(self, sampler: ModelSampler, ticket: Ticket, source: str, connection: Connection) -> None:
         """Let go of a ticket that ended, well or not, and count it as one of `source`."""
-        if ticket.expiry is not None:
-            ticket.expiry.cancel()
         connection.when_lost(None)
         self._in_flight.discard(ticket)
         sampler.forget(ticket)
@@ -276,13 +304,10 @@ class Serving:
 
     def close(self) -> None:
         """Let workers and encoder threads go."""
+        if self._alarm is not None:
+            self._alarm.cancel()
         if self._watch is not None:
             self._watch.cancel()
         for sampler in self.samplers:
             sampler.dispatcher.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
-
-
-def _late(ticket: Ticket) -> None:
-    timeout_ms = round(1000 * ticket.timeout_s)
-    ticket.fail(DeadlineExceeded(f"timeout_ms passed: the images were not made within {timeout_ms} ms"))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from service.batching import Priority
 from service.encoding import Format, new_npy
-from service.errors import CallerLeft
+from service.errors import CallerLeft, DeadlineExceeded
 from service.rows import Rows
 
 
@@ -45,11 +45,12 @@ class Timing:
             "encode_ms": round(self.encode_s * 1000, 2),
         }
 
-    def header(self) -> str:
+    def header(self) -> bytes:
         """The value of `Server-Timing`, in milliseconds."""
-        return (
-            f"queue;dur={self.queue_s * 1000:.2f}, device;dur={self.device_s * 1000:.2f}, "
-            f"encode;dur={self.encode_s * 1000:.2f}"
+        return b"queue;dur=%.2f, device;dur=%.2f, encode;dur=%.2f" % (
+            self.queue_s * 1000,
+            self.device_s * 1000,
+            self.encode_s * 1000,
         )
 
 
@@ -84,8 +85,6 @@ class Ticket:
         self.accepted = time.monotonic()
         self.timeout_s = math.inf
         """From accepted until it must be answered."""
-        self.expiry: asyncio.TimerHandle | None = None
-        """Rings then."""
         self.timing = Timing()
         self.made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._missing = len(rows)
@@ -108,6 +107,11 @@ class Ticket:
         return None if self.made.cancelled() else self.made.exception()
 
     @property
+    def deadline(self) -> float:
+        """When it must be answered (monotonic)."""
+        return self.accepted + self.timeout_s
+
+    @property
     def seconds(self) -> float:
         """Since it was accepted."""
         return time.monotonic() - self.accepted
@@ -119,6 +123,11 @@ class Ticket:
         self._missing -= len(images)
         if not self._missing and not self.made.done():
             self.made.set_result(None)
+
+    def late(self) -> None:
+        """End the request: its time is up."""
+        timeout_ms = round(1000 * self.timeout_s)
+        self.fail(DeadlineExceeded(f"timeout_ms passed: the images were not made within {timeout_ms} ms"))
 
     def caller_left(self) -> None:
         """End the request: nobody waits for it."""

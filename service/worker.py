@@ -64,9 +64,11 @@ def work(settings: WorkerSettings, model_name: str, device: str) -> None:
         loader.start()
         while (received := link.receive_with_fd()) is not None:
             message, fd = received
-            if "run" in message:
-                link.send(_run(message, loader.loaded[message["line"]]))
-            elif "ping" in message:
+            if isinstance(message, channel.Run):
+                link.send(_run(message, loader.loaded[message.line]))
+                continue
+            assert isinstance(message, dict)
+            if "ping" in message:
                 link.send({"pong": message["ping"]})
             else:
                 loader.orders.put((message, fd))
@@ -178,28 +180,28 @@ class _Loader(threading.Thread):
             os._exit(EXIT_REFUSED if expected else 1)  # past LitServe, which would exit with 0
 
 
-def _run(message: dict[str, Any], loaded: _Loaded) -> dict[str, Any]:
+def _run(order: channel.Run, loaded: _Loaded) -> channel.Message:
     """Run one microbatch in place; return the message that answers it."""
-    started, rows = time.monotonic(), message["rows"]
-    slot, judged = loaded.slots[message["slot"]], "judged" in message
+    started, rows = time.monotonic(), order.rows
+    generator, slot = loaded.generator, loaded.slots[order.slot]
     given = slot.seeds[:rows], slot.class_idx[:rows], slot.truncation_psi[:rows], slot.latents[:rows]
     try:
-        if judged:
-            images, slot.realness[:rows] = loaded.generator.judge(*given, slot.proposals[:rows])
+        if order.judged:
+            images, slot.realness[:rows] = generator.judge(*given, slot.proposals[:rows])
         else:
-            images = loaded.generator.make(*given)  # [N, H, W, C] uint8
+            images = generator.make(*given)  # [N, H, W, C] uint8
         device_s = time.monotonic() - started
-        write_made(images, slot, loaded.generator.rendering, judged)
+        write_made(images, slot, generator.rendering, order.judged > 0)
     except DeviceLost:
         raise
     except (
         Exception
     ) as error:  # ONNX Runtime raises a dozen unrelated classes; these rows fail, not the worker
-        return {"failed": message["run"], "error": f"{type(error).__name__}: {error}"[:500]}
-    bucket = loaded.generator.session.bucket(rows)
-    if judged:  # what it made is more than one run of the device may hold
-        bucket = max(message["judged"], loaded.generator.session.bucket(message["judged"]))
-    return {"done": message["run"], "started": started, "device_s": device_s, "bucket": bucket}
+        return {"failed": order.run, "error": f"{type(error).__name__}: {error}"[:500]}
+    bucket = generator.session.bucket(rows)
+    if order.judged:  # what it made is more than one run of the device may hold
+        bucket = max(order.judged, generator.session.bucket(order.judged))
+    return channel.Done(order.run, bucket, device_s, started)
 
 
 def write_made(images: npt.NDArray[np.uint8], slot: Slot, rendering: Rendering, judged: bool = False) -> None:

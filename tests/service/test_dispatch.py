@@ -21,7 +21,7 @@ from toy import publish_toy
 
 from models.store import Artifact, Store
 from service.batching import Priority
-from service.channel import Channel, Process
+from service.channel import Channel, Done, Message, Process, Run
 from service.dispatch import Dispatcher
 from service.errors import (
     CallerLeft,
@@ -74,15 +74,28 @@ class PlayedWorker:
         self._store = Store(store)
         dispatcher.attach(Channel(here), self.process)
 
-    def take(self) -> dict[str, Any]:
-        """The next message; memory that came with it is mapped."""
+    def take(self) -> Run:
+        """The next microbatch to run."""
+        message = self._receive()
+        assert isinstance(message, Run)
+        return message
+
+    def take_order(self) -> dict[str, Any]:
+        """The next message that is no microbatch: memory that came with it is mapped."""
+        message = self._receive()
+        assert isinstance(message, dict)
+        return message
+
+    def _receive(self) -> Message:
+        """The next message; a sign of life that is asked for is given."""
         received = self.channel.receive_with_fd()
         assert received is not None
         message, fd = received
-        if "ping" in message:
+        if isinstance(message, dict) and "ping" in message:
             self.channel.send({"pong": message["ping"]})
-            return self.take()
+            return self._receive()
         if fd is not None:
+            assert isinstance(message, dict)
             artifact = self._store.resolve(message["address"])
             layout = SlotLayout.of(artifact.manifest, message["rows"])
             self.slots[message["load"]] = map_slots(fd, layout, message["slots"])
@@ -99,7 +112,7 @@ class PlayedWorker:
 
     def load(self, golden_difference: int = 0) -> str:
         """Load what is asked for; return its address."""
-        message = self.take()
+        message = self.take_order()
         self.channel.send(
             {
                 "loaded": message["load"],
@@ -114,27 +127,24 @@ class PlayedWorker:
 
     def refuse(self) -> None:
         """Say of the version that is to be loaded that it cannot be."""
-        self.channel.send({"refused": self.take()["load"], "error": "toy:2: it is damaged"})
+        self.channel.send({"refused": self.take_order()["load"], "error": "toy:2: it is damaged"})
 
-    def _slot(self, message: dict[str, Any]) -> Slot:
-        return self.slots[message["line"]][message["slot"]]
+    def _slot(self, order: Run) -> Slot:
+        return self.slots[order.line][order.slot]
 
-    def seeds(self, message: dict[str, Any]) -> list[int]:
-        seeds: list[int] = self._slot(message).seeds[: message["rows"]].tolist()
+    def seeds(self, order: Run) -> list[int]:
+        seeds: list[int] = self._slot(order).seeds[: order.rows].tolist()
         return seeds
 
-    def finish(
-        self, message: dict[str, Any], device_s: float = 0.001, bucket: int | None = None
-    ) -> list[int]:
+    def finish(self, order: Run, device_s: float = 0.001, bucket: int | None = None) -> list[int]:
         """Make the rows of one microbatch, as if in `device_s`; return their seeds."""
-        slot, rows = self._slot(message), message["rows"]
+        slot, rows = self._slot(order), order.rows
         slot.images[:rows] = (slot.seeds[:rows] % 256)[:, None, None, None]
-        done = {"done": message["run"], "started": 0.0, "device_s": device_s, "bucket": bucket or rows}
-        self.channel.send(done)
-        return self.seeds(message)
+        self.channel.send(Done(order.run, bucket or rows, device_s, 0.0))
+        return self.seeds(order)
 
-    def fail(self, message: dict[str, Any]) -> None:
-        self.channel.send({"failed": message["run"], "error": "Boom: no"})
+    def fail(self, order: Run) -> None:
+        self.channel.send({"failed": order.run, "error": "Boom: no"})
 
     def die(self) -> None:
         self.channel.close()
@@ -294,7 +304,7 @@ def test_idle_workers_share_what_waits_and_a_busy_one_waits_for_a_full_microbatc
     async def scenario() -> None:
         workers = [await stage.worker(), await stage.worker()]
         stage.ask(*range(6))
-        assert [worker.take()["rows"] for worker in workers] == [3, 3]
+        assert [worker.take().rows for worker in workers] == [3, 3]
 
         stage.ask(*range(7))
         assert stage.dispatcher.queued_rows == 7
@@ -477,7 +487,7 @@ def test_a_slow_row_is_given_twenty_times_its_measured_cost(artifact: Artifact) 
         stage.ask(
             2
         )  # at once: an idle worker would be asked for a sign of life, which this one does not give
-        worker.channel.send({"done": message["run"], "started": 0.0, "device_s": 0.1, "bucket": 1})
+        worker.channel.send(Done(message.run, 1, 0.1, 0.0))
         await asyncio.sleep(0.5)
 
         assert not worker.process.killed
@@ -682,7 +692,7 @@ def test_a_new_version_is_served_when_every_worker_has_loaded_it_and_the_old_one
             for worker, state in zip(workers, stage.dispatcher.workers, strict=True):
                 if state.running:
                     message = worker.take()
-                    lines.add(message["line"])
+                    lines.add(message.line)
                     worker.finish(message)
             await stage.settle()
 
@@ -715,7 +725,7 @@ def test_the_old_version_goes_when_its_rows_are_done(
         await seeds_made(ticket)
         await asyncio.sleep(0.2)
 
-        assert worker.take() == {"drop": number}
+        assert worker.take_order() == {"drop": number}
 
     stage.run(scenario)
 
@@ -741,7 +751,7 @@ def test_a_version_that_a_worker_refuses_or_makes_otherwise_is_not_served(
 
         assert stage.dispatcher.line.artifact == artifact
         for worker in workers if fault == "differs" else workers[:1]:  # who refused has nothing to drop
-            assert "drop" in worker.take()
+            assert "drop" in worker.take_order()
         stage.ask(1, 2, 3, 4)
         assert [worker.seeds(worker.take()) for worker in workers] == [[1, 2], [3, 4]]
 

@@ -169,6 +169,7 @@ LONG = WHOLE.replace(b"content-length: 11", b"content-length: 00011")
         pytest.param([request(line=b"POST /v1/samples?x=1 HTTP/1.1")], id="another target"),
         pytest.param([request(line=b"PUT /v1/samples HTTP/1.1")], id="another method"),
         pytest.param([request(line=b"POST /v1/samples HTTP/1.0")], id="HTTP/1.0"),
+        pytest.param([request(fields=b"accept: image/png\r\naccept: */*\r\n")], id="with a header in two"),
     ],
 )
 def test_other_requests_go_through_asgi(settings: Settings, pieces: list[bytes]) -> None:
@@ -214,6 +215,42 @@ def test_a_connection_that_is_to_end_ends_with_the_answer(settings: Settings) ->
     one = play(settings, scene)
     assert one.wire.closed
     assert b"connection: close\r\n" in one.wire.written
+
+
+def test_a_connection_ends_when_nothing_came_for_long_enough_since_its_last_answer(
+    settings: Settings,
+) -> None:
+    async def scene(one: Connection) -> None:
+        one.protocol.timeout_keep_alive = 0.4  # type: ignore[assignment]
+        await one.receives(request())
+        one.answers()
+        await asyncio.sleep(0.2)
+        await one.receives(request())
+        await asyncio.sleep(0.4)  # longer than it may be idle, which it is not while it waits for its answer
+        assert not one.wire.closed
+        one.answers()
+        await asyncio.sleep(0.1)
+        assert not one.wire.closed
+        await asyncio.sleep(0.4)
+        assert one.wire.closed
+
+    play(settings, scene)
+
+
+def test_a_busy_connection_is_looked_at_again_after_its_last_answer(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        one.protocol.timeout_keep_alive = 0.4  # type: ignore[assignment]
+        for _ in range(3):
+            await one.receives(request())
+            one.answers()
+            await asyncio.sleep(0.15)
+        assert not one.wire.closed
+        await asyncio.sleep(0.1)  # 0.55 s after the first answer, 0.25 s after the last
+        assert not one.wire.closed
+        await asyncio.sleep(0.3)
+        assert one.wire.closed
+
+    play(settings, scene)
 
 
 def test_who_left_gets_no_answer(settings: Settings) -> None:

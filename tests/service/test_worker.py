@@ -12,6 +12,7 @@ from toy import publish_toy
 
 from models.store import Artifact
 from service.batching import Segment
+from service.channel import Run
 from service.encoding import FORMATS
 from service.errors import DeviceLost
 from service.generator import Generator
@@ -104,10 +105,12 @@ def test_a_microbatch_that_fails_is_told_and_a_device_that_is_lost_ends_the_work
 
     loaded = _Loaded(Generator(artifact), [slot])
     monkeypatch.setattr(loaded.generator.session, "run", run)
-    message = {"run": 7, "slot": 0, "rows": 5}
+    order = Run(run=7, line=0, slot=0, rows=5, judged=0)
 
     if answer is None:
         with pytest.raises(DeviceLost):
-            _run(message, loaded)
+            _run(order, loaded)
     else:
-        assert _run(message, loaded)[answer] == 7
+        told = _run(order, loaded)
+        assert isinstance(told, dict)
+        assert told[answer] == 7
