@@ -35,14 +35,14 @@ def drain_on_sigterm(loop: asyncio.AbstractEventLoop, serving: Serving) -> None:
     tasks: list[asyncio.Task[None]] = []
 
     async def drain() -> None:
-        left_s = await serving.drain()
-        # For answers on their way to slow readers; not less, or uvicorn would cut those it just began.
-        uvicorn.config.timeout_graceful_shutdown = max(1, math.ceil(left_s))
+        until = await serving.drain() + loop.time()
         for listener in uvicorn.servers:
             for one in listener.sockets:
                 _take_no_connections(one.fileno())
         await asyncio.sleep(_LAST_CONNECTIONS_S)
         await callers_have_closed()
+        # For answers on their way to slow readers; not less, or uvicorn would cut those it just began.
+        uvicorn.config.timeout_graceful_shutdown = max(1, math.ceil(until - loop.time()))
         uvicorn_exit(signal.SIGTERM, None)
 
     async def callers_have_closed() -> None:

@@ -122,7 +122,8 @@ class DirectSamples:
             await exchange.connection.taken()
         except CallerLeft as error:
             tell_that_caller_left(entry.facts, error)
-        self._end(entry)
+        finally:  # also where the time to drain is over
+            self._end(entry)
 
     def _end(self, entry: Entry) -> None:
         self._log.end(entry, "POST", _PATH, _PATH)

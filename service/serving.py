@@ -43,7 +43,7 @@ from service.ticket import Ticket
 
 T = TypeVar("T")
 _POLL_S = 0.02
-_ALARM_S = 0.005  # between two looks at every deadline
+_ALARM_S = 0.005  # at least, between two looks at every deadline
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ class Serving:
         self._accepting = True
         self._in_flight: set[Ticket] = set()
         self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = math.inf  # the earliest deadline that it knows of (monotonic)
+        self._alarm_at = math.inf  # (monotonic)
+        self._rang = -math.inf
         self._was_ready = False
         self._address: channel.Address | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -121,12 +122,11 @@ class Serving:
         asyncio.get_running_loop().remove_reader(link.fileno())
         try:
             hello = link.receive()
-        except (OSError, ValueError, struct.error):
+        except (OSError, ValueError, RecursionError, struct.error):
             hello = None
         assert self._address is not None
-        if not isinstance(hello, dict) or not hmac.compare_digest(
-            str(hello.get("token")), self._address.token
-        ):
+        token = str(hello.get("token")).encode(errors="replace") if isinstance(hello, dict) else b""
+        if not isinstance(hello, dict) or not hmac.compare_digest(token, self._address.token.encode()):
             link.close()
             process.close()
             return
@@ -237,26 +237,28 @@ class Serving:
         return ticket
 
     def _set_alarm(self, at: float) -> None:
-        """Have `_ring` called at the monotonic time `at`.
+        """Have `_ring` called at the monotonic time `at`, and not so soon after its last call that looking at
+        all that is in flight would be all that is done.
 
         One alarm for all requests, set for the earliest deadline: nearly all end long before theirs, and a
         timer each would be made and cancelled for nothing, with a system call.
         """
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm_at = at
-        self._alarm = asyncio.get_running_loop().call_later(at - time.monotonic(), self._ring)
+        self._alarm_at = max(at, self._rang + _ALARM_S)
+        self._alarm = asyncio.get_running_loop().call_later(self._alarm_at - time.monotonic(), self._ring)
 
     def _ring(self) -> None:
         """End the requests whose time is up, and set the alarm for the next of those in flight."""
-        self._alarm, self._alarm_at, now = None, math.inf, time.monotonic()
+        self._alarm, self._alarm_at = None, math.inf
+        self._rang = now = time.monotonic()
         waiting = [ticket for ticket in self._in_flight if not ticket.ended]
         for ticket in waiting:
             if ticket.deadline <= now:
                 ticket.late()
         next_at = min((ticket.deadline for ticket in waiting if not ticket.ended), default=math.inf)
         if next_at < math.inf:
-            self._set_alarm(max(next_at, now + _ALARM_S))
+            self._set_alarm(next_at)
 
     def settle(self, sampler: ModelSampler, ticket: Ticket, source: str, connection: Connection) -> None:
         """Let go of a ticket that ended, well or not, and count it as one of `source`."""

@@ -82,7 +82,6 @@ def test_a_request_that_was_on_its_way_when_the_drain_was_over_is_refused_not_lo
     serve: Serve, body: bytes
 ) -> None:
     server = serve("--model", "toy")
-    server.http.close()
     request = b"POST /v1/samples HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body)
     address = ("127.0.0.1", server.port)
     with ExitStack() as stack:
@@ -92,7 +91,8 @@ def test_a_request_that_was_on_its_way_when_the_drain_was_over_is_refused_not_lo
         begun.sendall(request[:20])
 
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)  # nothing is in flight, and no connection is taken
+        wait_for(lambda: server.http.get("/readyz").status_code == 503)
+        time.sleep(0.4)  # nothing is in flight, and no connection is taken
         fresh.sendall(request + body)
         begun.sendall(request[20:] + body)
         used.sendall(request + body)

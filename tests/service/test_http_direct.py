@@ -221,33 +221,29 @@ def test_a_connection_ends_when_nothing_came_for_long_enough_since_its_last_answ
     settings: Settings,
 ) -> None:
     async def scene(one: Connection) -> None:
-        one.protocol.timeout_keep_alive = 0.4  # type: ignore[assignment]
-        await one.receives(request())
-        one.answers()
-        await asyncio.sleep(0.2)
-        await one.receives(request())
-        await asyncio.sleep(0.4)  # longer than it may be idle, which it is not while it waits for its answer
+        one.protocol.timeout_keep_alive = 1  # s
+        for wait_s in (0.5, 0):
+            await one.receives(request())
+            one.answers()
+            await asyncio.sleep(wait_s)
+        await asyncio.sleep(0.7)  # 1.2 s after its first answer
         assert not one.wire.closed
-        one.answers()
-        await asyncio.sleep(0.1)
-        assert not one.wire.closed
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.5)
         assert one.wire.closed
 
     play(settings, scene)
 
 
-def test_a_busy_connection_is_looked_at_again_after_its_last_answer(settings: Settings) -> None:
+def test_a_connection_that_waits_for_its_answer_is_not_idle(settings: Settings) -> None:
     async def scene(one: Connection) -> None:
-        one.protocol.timeout_keep_alive = 0.4  # type: ignore[assignment]
-        for _ in range(3):
-            await one.receives(request())
-            one.answers()
-            await asyncio.sleep(0.15)
+        one.protocol.timeout_keep_alive = 1  # s
+        await one.receives(request())
+        one.answers()
+        await one.receives(request())
+        await asyncio.sleep(1.2)
         assert not one.wire.closed
-        await asyncio.sleep(0.1)  # 0.55 s after the first answer, 0.25 s after the last
-        assert not one.wire.closed
-        await asyncio.sleep(0.3)
+        one.answers()
+        await asyncio.sleep(1.2)
         assert one.wire.closed
 
     play(settings, scene)
