@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from models.store import Store
@@ -41,7 +42,11 @@ def main() -> None:
     os.environ |= {"PEERS_STORE": str(asked.store), "PEERS_MODEL": asked.model}
     served = ["--store", str(asked.store), "--model", asked.model]
     commands = {"ganserve": ["-m", "service", "serve", *served, "--log-level", "warning", "--port"]}
-    commands |= {name: [str(Path(__file__).with_name(file))] for name, file in PEERS.items()}
+    for name, file in PEERS.items():
+        if name == "mosec" and find_spec("mosec") is None:
+            print("without mosec, which is not installed")
+        else:
+            commands[name] = [str(Path(__file__).with_name(file))]
     settings = Settings(store=asked.store, model=asked.model)
     with ExitStack() as stack:
         servers: dict[str, tuple[int, int]] = {}  # name -> port, process group
