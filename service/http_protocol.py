@@ -349,6 +349,9 @@ class PatientProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         elif self._broken is not None and not self._is_answering:
             self._answer(self._broken)
+        elif self._in_head:  # it came while the answer was awaited
+            if self._timer is None:
+                self._start_timer()
         else:
             self._idle_since = self.loop.time()
             if self._idle_timer is None:

@@ -249,6 +249,23 @@ def test_a_connection_that_waits_for_its_answer_is_not_idle(settings: Settings) 
     play(settings, scene)
 
 
+def test_a_connection_with_half_a_head_before_its_answer_is_not_idle_either(settings: Settings) -> None:
+    async def scene(one: Connection) -> None:
+        one.protocol.timeout_keep_alive, one.protocol.header_timeout_s = 0.3, 1.0  # type: ignore[assignment]
+        await one.receives(WHOLE + WHOLE[:30])
+        one.answers()
+        await asyncio.sleep(0.6)
+        await one.receives(WHOLE[30:] + WHOLE[:30])
+        one.answers()
+        assert one.wire.written.count(OK % b"direct") == 2
+        await asyncio.sleep(0.6)
+        assert not one.wire.closed
+        await asyncio.sleep(0.7)
+        assert one.wire.closed
+
+    play(settings, scene)
+
+
 def test_who_left_gets_no_answer(settings: Settings) -> None:
     async def scene(one: Connection) -> None:
         left: list[bool] = []
