@@ -72,8 +72,8 @@ class Serving:
         self._accepting = True
         self._in_flight: set[Ticket] = set()
         self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_at = math.inf  # (monotonic)
-        self._rang = -math.inf
+        self._alarm_at = math.inf  # when it rings (monotonic)
+        self._rang = -math.inf  # when it last did
         self._was_ready = False
         self._address: channel.Address | None = None
         self._watch: asyncio.Task[None] | None = None

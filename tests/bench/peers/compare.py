@@ -1,4 +1,4 @@
-"""What the same work costs behind other servers, each written as its documentation has it.
+"""What the same work costs behind other servers: two as their documentation has them, one by hand.
 
     pip install mosec==0.9.8
     python tests/bench/peers/compare.py --model reference --store store [--seconds S] [--rounds N]
