@@ -31,6 +31,7 @@ MAX_TRUNCATION_PSI: Final = 2.0
 LOGIT_STEP: Final = 1e-3
 """D's logits are rounded to this before they are compared."""
 
+_INTEGERS: Final = (int, np.integer)
 _SEED_RANGE = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?", re.ASCII)
 
 
@@ -125,7 +126,7 @@ def latents_from_seeds(
 
 def check_seed(seed: object, field: str = "seed") -> int:
     """Return `seed` as an int in 0..2**32-1, or raise InvalidValue. Seeds are never wrapped."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+    if isinstance(seed, bool) or not isinstance(seed, _INTEGERS):
         raise InvalidValue(f"{field} must be an integer, got {show(seed)}")
     if not 0 <= seed <= MAX_SEED:
         raise InvalidValue(f"{field} must be between 0 and {MAX_SEED}, got {show(seed)}")
@@ -152,7 +153,7 @@ def resolve_class_idx(
         return None
     if class_idx is None:
         return [0 if seed is None else default_class_idx(seed, num_classes) for seed in seeds]
-    if isinstance(class_idx, int | np.integer):
+    if isinstance(class_idx, _INTEGERS):
         return [_check_class(class_idx, num_classes, "class_idx")] * len(seeds)
     if len(class_idx) != len(seeds):
         raise InvalidValue(
@@ -163,7 +164,7 @@ def resolve_class_idx(
 
 
 def _check_class(value: object, num_classes: int, field: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < num_classes:
+    if isinstance(value, bool) or not isinstance(value, _INTEGERS) or not 0 <= value < num_classes:
         raise InvalidValue(f"{field} must be an integer between 0 and {num_classes - 1}, got {show(value)}")
     return int(value)
 

@@ -35,8 +35,7 @@ class RowQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._ring: deque[T] = deque()
-        self._next_row: dict[T, int] = {}
-        self._total_rows: dict[T, int] = {}
+        self._left: dict[T, tuple[int, int]] = {}  # of each: its next row, and where its rows end
         self._weights: dict[T, int] = {}  # of the requests whose rows weigh more than 1
         self.rows = 0
         """Rows that wait, over all requests; one of weight K counts as K."""
@@ -44,19 +43,19 @@ class RowQueue(Generic[T]):
     def add(self, request: T, rows: int, weight: int = 1) -> None:
         """Let `rows` rows of `request` wait, each counting as `weight`. A request waits once at a time."""
         assert rows > 0
-        assert request not in self._total_rows
+        assert request not in self._left
         self._ring.append(request)
-        self._next_row[request] = 0
-        self._total_rows[request] = rows
+        self._left[request] = 0, rows
         self.rows += rows * weight
         if weight > 1:
             self._weights[request] = weight
 
     def discard(self, request: T) -> int:
         """Forget the rows of `request` that were not taken yet; return how many."""
-        if request not in self._total_rows:
+        if request not in self._left:
             return 0
-        rows = self._total_rows[request] - self._next_row[request]
+        start, end = self._left[request]
+        rows = end - start
         self.rows -= rows * self._weights.get(request, 1)
         self._forget(request)
         self._ring.remove(request)
@@ -66,25 +65,26 @@ class RowQueue(Generic[T]):
         """Take up to `max_rows` rows: equal shares over the requests that wait, one segment a request."""
         if self._weights:
             return self._take_weighed(max_rows)
-        room = min(max_rows, self.rows)
+        room = max_rows if max_rows < self.rows else self.rows
         self.rows -= room
-        first_row: dict[T, int] = {}
-        next_row: dict[T, int] = {}
+        taken: dict[T, Segment[T]] = {}
         while room > 0:
-            share = max(1, room // len(self._ring))
+            share = room // len(self._ring) or 1
             for _ in range(min(len(self._ring), room)):
                 request = self._ring.popleft()
-                start, total = self._next_row[request], self._total_rows[request]
-                stop = min(start + share, total)
-                first_row.setdefault(request, start)
-                next_row[request] = stop
-                room -= stop - start
-                if stop == total:
-                    self._forget(request)
-                else:
-                    self._next_row[request] = stop
+                start, end = self._left.pop(request)
+                stop = start + share
+                if stop < end:
+                    self._left[request] = stop, end
                     self._ring.append(request)
-        return [Segment(request, first_row[request], stop) for request, stop in next_row.items()]
+                else:
+                    stop = end
+                if request in taken:
+                    taken[request].stop = stop
+                else:
+                    taken[request] = Segment(request, start, stop)
+                room -= stop - start
+        return list(taken.values())
 
     def _take_weighed(self, max_rows: int) -> list[Segment[T]]:
         """The same by weight. A row that is heavier than `max_rows` is taken, alone, when its turn comes."""
@@ -98,15 +98,15 @@ class RowQueue(Generic[T]):
                 if weight > room and (taken or room < max_rows):
                     passed_over.append(request)
                     continue
-                start, total = self._next_row[request], self._total_rows[request]
-                stop = min(start + max(1, min(share, room) // weight), total)
+                start, end = self._left[request]
+                stop = min(start + max(1, min(share, room) // weight), end)
                 taken[request] = taken.get(request, (start, start))[0], stop
                 room -= (stop - start) * weight
                 self.rows -= (stop - start) * weight
-                if stop == total:
+                if stop == end:
                     self._forget(request)
                 else:
-                    self._next_row[request] = stop
+                    self._left[request] = stop, end
                     self._ring.append(request)
                 if room <= 0:
                     break
@@ -114,9 +114,8 @@ class RowQueue(Generic[T]):
         return [Segment(request, start, stop) for request, (start, stop) in taken.items()]
 
     def _forget(self, request: T) -> None:
-        del self._next_row[request], self._total_rows[request]
-        if self._weights:
-            self._weights.pop(request, None)
+        del self._left[request]
+        self._weights.pop(request, None)
 
 
 class PriorityRowQueue(Generic[T]):
@@ -130,32 +129,34 @@ class PriorityRowQueue(Generic[T]):
         self._interactive: RowQueue[T] = RowQueue()
         self._batch: RowQueue[T] = RowQueue()
         self._passed_over = 0  # microbatches since batch rows, though they waited, were in one
-
-    @property
-    def rows(self) -> int:
+        self.rows = 0
         """Rows that wait, over all requests; one of weight K counts as K."""
-        return self._interactive.rows + self._batch.rows
 
     def add(self, request: T, rows: int, priority: Priority = "interactive", weight: int = 1) -> None:
         """Let `rows` rows of `request` wait, each counting as `weight`. A request waits once at a time."""
         (self._batch if priority == "batch" else self._interactive).add(request, rows, weight)
+        self.rows += rows * weight
 
     def discard(self, request: T) -> int:
         """Forget the rows of `request` that were not taken yet; return how many."""
-        return self._interactive.discard(request) + self._batch.discard(request)
+        rows = self._interactive.discard(request) + self._batch.discard(request)
+        self.rows = self._interactive.rows + self._batch.rows
+        return rows
 
     def take(self, max_rows: int) -> list[Segment[T]]:
         """Take up to `max_rows` rows, one segment a request."""
         if not self._batch.rows:
-            return self._interactive.take(max_rows)
-        waiting = self.rows
-        if self._passed_over + 1 >= BATCH_TURN:
-            batch = self._batch.take(max_rows)
-            interactive = self._interactive.take(max(0, max_rows - (waiting - self.rows)))
-        else:
-            interactive = self._interactive.take(max_rows)
-            batch = self._batch.take(max(0, max_rows - (waiting - self.rows)))
+            taken = self._interactive.take(max_rows)
+            self.rows = self._interactive.rows
+            return taken
+        is_turn = self._passed_over + 1 >= BATCH_TURN
+        first, second = (self._batch, self._interactive) if is_turn else (self._interactive, self._batch)
+        waiting = first.rows
+        taken = first.take(max_rows)
+        more = second.take(max(0, max_rows - (waiting - first.rows)))
+        interactive, batch = (more, taken) if is_turn else (taken, more)
         self._passed_over = 0 if batch else self._passed_over + 1
+        self.rows = self._interactive.rows + self._batch.rows
         return interactive + batch
 
 
@@ -196,8 +197,8 @@ class MicrobatchSize:
 
     def fit(self, waiting: int) -> int:
         """How many of `waiting` rows to take: with no more padding than rows, where a bucket allows."""
-        rows = min(waiting, self.rows)
-        if bucket_of(rows, self._buckets) <= 2 * rows:
+        rows = waiting if waiting < self.rows else self.rows
+        if not self._buckets or bucket_of(rows, self._buckets) <= 2 * rows:
             return rows
         return max((bucket for bucket in self._buckets if bucket < rows), default=rows)
 

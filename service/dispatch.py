@@ -118,7 +118,8 @@ class Dispatcher:
         self._ping_s = min(_PING_S, settings.worker_timeout_s / 4)
         self._watched = 0.0
         self._watcher: asyncio.TimerHandle | None = None
-        metrics.start_at_zero(self.name)
+        self.series = metrics.of_model(self.name)
+        """What counts its work."""
         metrics.states[self.name] = lambda: ModelState(self.queued_rows, self.workers_up)
 
     @property
@@ -329,16 +330,11 @@ class Dispatcher:
         worker.busy_since = time.monotonic()
         self._deaths = 0
         device_s, bucket = done.device_s, done.bucket
-        busy_s = device_s + sum(portion.encode_s for portion in portions)
+        busy_s = device_s + sum([portion.encode_s for portion in portions])
         batch.line.size.measured(bucket, busy_s)
         self._pump()  # the device first: requests can wait for their pixels while it works
 
-        metrics = self._metrics
-        metrics.device_seconds.labels(self.name).observe(device_s)
-        metrics.worker_busy_seconds.labels(self.name).inc(busy_s)
-        metrics.batch_rows.labels(self.name).observe(batch.weight)
-        metrics.batches.labels(self.name, bucket).inc()
-        metrics.padding_rows.labels(self.name).inc(bucket - batch.weight)
+        self.series.ran(batch.weight, bucket, device_s, busy_s)
         batch.line.statistics.ran(batch.rows, batch.input_s, device_s, output_s)
         for segment in batch.segments:
             timing = segment.request.timing
@@ -512,13 +508,15 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Hand out microbatches while a worker can take one."""
-        while not self._encoders_are_full and (
-            choice := (self._replays and self._next_replay()) or self._next_fresh()
-        ):
+        while not self._encoders_are_full:
+            choice = (self._replays and self._next_replay()) or self._next_fresh()
+            if not choice:
+                return
             worker, batch = choice
             live = [segment for segment in batch.segments if not segment.request.ended]
-            if live:
+            if len(live) < len(batch.segments):
                 batch.keep(live)
+            if live:
                 self._run(worker, batch)
 
     def _next_replay(self) -> tuple[Worker, Microbatch] | None:

@@ -166,31 +166,49 @@ class Metrics:
         self.registry.register(family)
         return family
 
-    def start_at_zero(self, model: str) -> None:
-        """Have the counters of `model` that may never count, so that a rate over them is 0, not nothing."""
-        for one in (
-            self.padding_rows,
-            self.worker_restarts,
-            self.worker_timeouts,
-            self.worker_busy_seconds,
-            self.replayed_batches,
-        ):
+    def of_model(self, model: str) -> ModelSeries:
+        """What counts the work of `model`; its series are there from now on, so that a rate over those that
+        may never count is 0, not nothing."""
+        for one in (self.worker_restarts, self.worker_timeouts, self.replayed_batches):
             one.labels(model)
-
-    def made(self, model: str, source: str, ticket: Ticket) -> None:
-        """Count the images of one finished request, and where its time went."""
-        self.images.labels(model, source).inc(len(ticket.rows))
-        self.queue_seconds.labels(model).observe(ticket.timing.queue_s)
-        if ticket.realness is not None:
-            series = self.realness.labels(model)
-            for value in ticket.realness.tolist():
-                series.observe(value)
-        if ticket.fmt is not None:
-            self.encode_seconds.labels(ticket.fmt).observe(ticket.timing.encode_s)
+        return ModelSeries(self, model)
 
     def text(self) -> bytes:
         """The exposition that Prometheus reads."""
         return generate_latest(self.registry)
+
+
+class ModelSeries:
+    """The series of one model that every microbatch and request counts in, looked up once."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._model = model
+        self._metrics = metrics
+        self._device_seconds = metrics.device_seconds.labels(model)
+        self._queue_seconds = metrics.queue_seconds.labels(model)
+        self._busy_seconds = metrics.worker_busy_seconds.labels(model)
+        self._batch_rows = metrics.batch_rows.labels(model)
+        self._padding_rows = metrics.padding_rows.labels(model)
+
+    def ran(self, rows: int, bucket: int, device_s: float, busy_s: float) -> None:
+        """Count a microbatch of `rows` rows, run as `bucket`."""
+        self._device_seconds.observe(device_s)
+        self._busy_seconds.value += busy_s
+        self._batch_rows.observe(rows)
+        self._padding_rows.value += bucket - rows
+        self._metrics.batches.labels(self._model, bucket).value += 1
+
+    def made(self, source: str, ticket: Ticket) -> None:
+        """Count the images of one finished request, and where its time went."""
+        metrics, timing = self._metrics, ticket.timing
+        metrics.images.labels(self._model, source).value += len(ticket.images)
+        self._queue_seconds.observe(timing.queue_s)
+        if ticket.realness is not None:
+            series = metrics.realness.labels(self._model)
+            for value in ticket.realness.tolist():
+                series.observe(value)
+        if ticket.fmt is not None:
+            metrics.encode_seconds.labels(ticket.fmt).observe(timing.encode_s)
 
 
 class _StateCollector(Collector):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from service.batching import Segment
 from service.encoding import Format
@@ -42,7 +43,7 @@ class Microbatch:
     def keep(self, segments: Sequence[Segment[Ticket]]) -> None:
         """Hold no more than `segments`."""
         self.segments = segments
-        self.rows = self.weight = sum(len(segment) for segment in segments)
+        self.rows = self.weight = sum([one.stop - one.start for one in segments])
         if self.line.judges:
             self.weight = sum(len(segment) * segment.request.rows.proposals for segment in segments)
             self.judged = any(segment.request.rows.judging is not None for segment in segments)
@@ -77,29 +78,23 @@ class Microbatch:
 
         Pixels that stay pixels are copied where their request keeps them.
         """
+        slot = slot.first(self.rows)
         if self.judged:
             self._take_realness(slot)
-        file_bytes, encode_s = slot.file_bytes[: self.rows].tolist(), slot.encode_s[: self.rows].tolist()
+        file_bytes, encode_s = slot.file_bytes.tolist(), slot.encode_s.tolist()
         row, portions = 0, []
         for segment in self.segments:
-            offset = segment.start - row
-            end = row + len(segment)
+            start, end = segment.start, row + segment.stop - segment.start
             while row < end:
                 first, is_file = row, file_bytes[row] > 0
                 while row < end and (file_bytes[row] > 0) is is_file:
                     row += 1
                 if is_file:
-                    files = [slot.made[one, : file_bytes[one]].tobytes() for one in range(first, row)]
-                    took_s = sum(encode_s[first:row])
-                    portions.append(Portion(segment.request, first + offset, files, took_s))
+                    files = [slot.files[one][: file_bytes[one]].tobytes() for one in range(first, row)]
+                    portions.append(Portion(segment.request, start, files, sum(encode_s[first:row])))
                 else:
-                    ticket, made = segment.request, slot.images[first:row]
-                    if ticket.fmt is None:
-                        pixels = ticket.images[first + offset : row + offset]
-                        pixels[:] = made
-                    else:
-                        pixels = made.copy()
-                    portions.append(Portion(ticket, first + offset, pixels))
+                    portions.append(_pixels(segment.request, start, slot.images[first:row]))
+                start += row - first
         return portions
 
     def _take_realness(self, slot: Slot) -> None:
@@ -117,3 +112,12 @@ class Microbatch:
             for segment in self.segments
             for row in range(segment.start, segment.stop)
         ]
+
+
+def _pixels(ticket: Ticket, start: int, made: npt.NDArray[np.uint8]) -> Portion:
+    """The pixels `made` of the rows from `start` on, copied."""
+    if ticket.fmt is not None:
+        return Portion(ticket, start, made.copy())
+    pixels = ticket.images[start : start + len(made)]
+    pixels[:] = made
+    return Portion(ticket, start, pixels)

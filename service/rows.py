@@ -67,7 +67,7 @@ class Rows:
     ) -> Rows:
         """Rows named by seeds. Raises InvalidValue naming field, rule and value."""
         checked = [check_seed(seed, "seeds") for seed in seeds]
-        return cls._resolved(manifest, checked, None, class_idx, truncation_psi)
+        return cls._resolved(manifest, checked, np.array(checked, np.int64), None, class_idx, truncation_psi)
 
     @classmethod
     def of_latents(
@@ -92,7 +92,9 @@ class Rows:
             raise InvalidValue(
                 f"latents must be finite in float32, got {float(values[row, column])} at [{row}][{column}]"
             )
-        return cls._resolved(manifest, [None] * len(values), values, class_idx, truncation_psi)
+        n = len(values)
+        no_seeds = np.full(n, LATENTS_GIVEN)
+        return cls._resolved(manifest, [None] * n, no_seeds, values, class_idx, truncation_psi)
 
     @classmethod
     def of_walk(
@@ -174,20 +176,16 @@ class Rows:
     def _resolved(
         cls,
         manifest: Manifest,
-        seeds: Sequence[int | None],
+        names: Sequence[int | None],
+        seeds: npt.NDArray[np.int64],
         latents: npt.NDArray[np.float32] | None,
         class_idx: int | Sequence[int] | None,
         truncation_psi: float | Sequence[float] | None,
     ) -> Rows:
-        n = len(seeds)
-        classes = resolve_class_idx(class_idx, seeds, manifest.num_classes)
+        n = len(names)
+        classes = resolve_class_idx(class_idx, names, manifest.num_classes)
         psi = _resolve_psi(truncation_psi, n, manifest.has_truncation)
-        return cls(
-            seeds=np.array([LATENTS_GIVEN if seed is None else seed for seed in seeds], dtype=np.int64),
-            latents=latents,
-            class_idx=_no_classes(n) if classes is None else np.array(classes, dtype=np.int64),
-            truncation_psi=psi,
-        )
+        return cls(seeds, latents, _no_classes(n) if classes is None else np.array(classes, np.int64), psi)
 
     def seed(self, row: int) -> int | None:
         """The seed of one row, or None where its latents were given."""
@@ -219,7 +217,9 @@ def _resolve_psi(
     truncation_psi: float | Sequence[float] | None, rows: int, has_truncation: bool
 ) -> npt.NDArray[np.float32]:
     """One psi a row [rows]: of one for all, of as many as rows, or of none."""
-    if truncation_psi is None or isinstance(truncation_psi, int | float):
+    if truncation_psi is None:
+        return _all_psi(rows, 1.0)
+    if isinstance(truncation_psi, int | float):
         one = resolve_truncation_psi(truncation_psi, has_truncation)
         return _all_psi(rows, one)
     if len(truncation_psi) != rows:

@@ -69,7 +69,7 @@ class ModelSampler:
         """Accept `rows`, to be made into `fmt` (None: pixels). Raises Overloaded, Unavailable."""
         statistics = self.line.statistics
         statistics.asked()
-        ticket = Ticket(rows, fmt, self.artifact.manifest.img_shape, priority)
+        ticket = Ticket(rows, fmt, self.line.layout.img_shape, priority)
         try:
             self.dispatcher.submit(ticket, self.line)
         except ServiceError:

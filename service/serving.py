@@ -266,7 +266,7 @@ class Serving:
         self._in_flight.discard(ticket)
         sampler.forget(ticket)
         if ticket.succeeded:
-            self.metrics.made(sampler.name, source, ticket)
+            sampler.dispatcher.series.made(source, ticket)
         elif isinstance(ticket.error, DeadlineExceeded | CallerLeft):
             stage = "caller_left" if isinstance(ticket.error, CallerLeft) else "deadline"
             self.metrics.cancelled.labels(stage).inc()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Final
 
@@ -68,9 +68,9 @@ class SlotLayout:
         return math.prod(self.img_shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slot:
-    """Views into one slot; they alias shared memory."""
+    """Views into one slot, or into its first rows; they alias shared memory."""
 
     seeds: npt.NDArray[np.int64]
     """[rows]; LATENTS_GIVEN where `latents` holds the row's latents."""
@@ -94,6 +94,16 @@ class Slot:
     """[rows], of the same: how real each image is, written by the worker"""
     images: npt.NDArray[np.uint8]
     """[rows, H, W, C]: `made` as pixels"""
+    files: list[memoryview]
+    """[rows]: each row of `made` as the place of a file"""
+    _firsts: dict[int, Slot] = field(default_factory=dict)
+
+    def first(self, rows: int) -> Slot:
+        """The first `rows` rows. Kept: to cut every field anew costs as much as what is done with them."""
+        if rows not in self._firsts:
+            views = {one.name: getattr(self, one.name)[:rows] for one in fields(self) if one.name[0] != "_"}
+            self._firsts[rows] = Slot(**views)
+        return self._firsts[rows]
 
 
 def create_memory(layout: SlotLayout, slots: int) -> int:
@@ -119,6 +129,6 @@ def map_slots(fd: int, layout: SlotLayout, slots: int) -> list[Slot]:
 
 
 def _slot(record: Any, layout: SlotLayout) -> Slot:
-    fields = {name: record[name] for name in layout.dtype.names or ()}
-    images = fields["made"][:, : layout.pixel_bytes].reshape(layout.rows, *layout.img_shape)  # no copy
-    return Slot(**fields, images=images)
+    columns = {name: record[name] for name in layout.dtype.names or ()}
+    images = columns["made"][:, : layout.pixel_bytes].reshape(layout.rows, *layout.img_shape)  # no copy
+    return Slot(**columns, images=images, files=[memoryview(made) for made in columns["made"]])

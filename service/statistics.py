@@ -73,7 +73,10 @@ class Statistics:
     def ran(self, rows: int, input_s: float, device_s: float, output_s: float) -> None:
         """A microbatch of `rows` rows was made."""
         self.rows += rows
-        self.microbatches.setdefault(rows, Compute()).add(input_s, device_s, output_s)
+        size = self.microbatches.get(rows)
+        if size is None:
+            size = self.microbatches[rows] = Compute()
+        size.add(input_s, device_s, output_s)
 
     def succeeded(
         self, seconds: float, queue_s: float, input_s: float, device_s: float, output_s: float

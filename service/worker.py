@@ -183,11 +183,11 @@ class _Loader(threading.Thread):
 def _run(order: channel.Run, loaded: _Loaded) -> channel.Message:
     """Run one microbatch in place; return the message that answers it."""
     started, rows = time.monotonic(), order.rows
-    generator, slot = loaded.generator, loaded.slots[order.slot]
-    given = slot.seeds[:rows], slot.class_idx[:rows], slot.truncation_psi[:rows], slot.latents[:rows]
+    generator, slot = loaded.generator, loaded.slots[order.slot].first(rows)
+    given = slot.seeds, slot.class_idx, slot.truncation_psi, slot.latents
     try:
         if order.judged:
-            images, slot.realness[:rows] = generator.judge(*given, slot.proposals[:rows])
+            images, slot.realness[:] = generator.judge(*given, slot.proposals)
         else:
             images = generator.make(*given)  # [N, H, W, C] uint8
         device_s = time.monotonic() - started
@@ -205,36 +205,32 @@ def _run(order: channel.Run, loaded: _Loaded) -> channel.Message:
 
 
 def write_made(images: npt.NDArray[np.uint8], slot: Slot, rendering: Rendering, judged: bool = False) -> None:
-    """Write images [N, H, W, C] into `slot`: as files where those are asked for and fit, else as pixels.
+    """Write images [N, H, W, C] into the N rows of `slot`, as files where those are asked for and fit.
 
-    `judged`: the slot's `proposals` are true, and marks name them.
+    Else as pixels. `judged`: the slot's `proposals` are true, and marks name them.
 
     A file is made here while its pixels are in this core's cache, and by as many processes as there are
     workers; in the API process it would cost half as much again, and hold up requests.
     """
-    n = len(images)
-    formats = slot.formats[:n].tolist()
-    slot.file_bytes[:n] = 0
+    formats = slot.formats.tolist()
     if not any(formats):
-        slot.images[:n] = images
+        slot.file_bytes[:] = 0
+        slot.images[:] = images
         return
-    seeds, classes, psis = (
-        slot.seeds[:n].tolist(),
-        slot.class_idx[:n].tolist(),
-        slot.truncation_psi[:n].tolist(),
-    )
-    proposals = slot.proposals[:n].tolist() if judged else [1] * n
-    for row in range(n):
-        file = b""
-        if formats[row]:
+    seeds, classes, psis = slot.seeds.tolist(), slot.class_idx.tolist(), slot.truncation_psi.tolist()
+    proposals = slot.proposals.tolist() if judged else [1] * len(formats)
+    for row, code in enumerate(formats):
+        size = 0
+        if code:
             started = time.perf_counter()
             seed = None if seeds[row] == LATENTS_GIVEN else seeds[row]
             file = rendering.encode(
-                images[row], FORMATS[formats[row] - 1], seed, classes[row], psis[row], proposals[row]
+                images[row], FORMATS[code - 1], seed, classes[row], psis[row], proposals[row]
             )
             slot.encode_s[row] = time.perf_counter() - started
-        if 0 < len(file) <= slot.made.shape[1]:
-            slot.made[row, : len(file)] = np.frombuffer(file, dtype=np.uint8)
-            slot.file_bytes[row] = len(file)
-        else:
+            if len(file) <= len(slot.files[row]):
+                size = len(file)
+                slot.files[row][:size] = file
+        if not size:
             slot.images[row] = images[row]
+        slot.file_bytes[row] = size
