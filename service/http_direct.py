@@ -11,23 +11,24 @@ import asyncio
 from functools import partial
 from typing import Final
 
-from pydantic import ValidationError
 from starlette.responses import Response
 
-from service.api import image_response, is_single, rows_of
+from service.api import image_response
 from service.encoding import MEDIA_TYPES
 from service.errors import CallerLeft
 from service.http_access import key_of
 from service.http_errors import error_response
-from service.http_exchange import RawHeaders
+from service.http_exchange import Fields
 from service.http_log import Entry, RequestLog, tell_that_caller_left
 from service.http_protocol import DirectExchange
+from service.rows import Rows
 from service.sampler import ModelSampler
-from service.schema import SampleRequest
+from service.schema import PlainRequest, parse_plain_request
 from service.serving import Serving
 from service.ticket import Ticket
 
 _PATH: Final = "/v1/samples"
+_JSON: Final = b"application/json"
 
 
 class DirectSamples:
@@ -42,68 +43,53 @@ class DirectSamples:
         self._vary = [(b"vary", b"Origin")] if serving.settings.allowed_origins else []
         self._untaken: set[asyncio.Task[None]] = set()  # answers that callers are slow to take
 
-    def take(self, exchange: DirectExchange, headers: RawHeaders, body: bytes) -> bool:
+    def take(self, exchange: DirectExchange, body: bytes) -> bool:
         """As `http_protocol.Direct`."""
-        wanted = self._read(headers, body)
+        fields, serving = exchange.fields, self._serving
+        wanted = self._read(fields, body)
         if wanted is None:
             return False
-        entry, serving = self._log.begin(headers), self._serving
+        entry = self._log.begin(fields)
         try:
             if serving.keys.needed:
-                serving.keys.require_known(key_of(headers))
-            sampler = serving.sampler(wanted.model)
-            entry.facts.update(model=sampler.name, rows=1)
-            rows = rows_of(wanted, sampler)
+                serving.keys.require_known(key_of([*fields.items()]))
+            sampler = serving.sampler(wanted.get("model"))
+            entry.facts["model"], entry.facts["rows"] = sampler.name, 1
+            manifest = sampler.artifact.manifest
+            rows = Rows.of_seeds(
+                manifest, [wanted["seed"]], wanted.get("class_idx"), wanted.get("truncation_psi")
+            )
+            fmt, priority = wanted.get("format", "png"), wanted.get("priority", "interactive")
             ticket = serving.accept(
-                sampler, rows, wanted.format, exchange.connection, wanted.timeout_ms, wanted.priority
+                sampler, rows, fmt, exchange.connection, wanted.get("timeout_ms"), priority
             )
         except Exception as error:
             response = error_response(entry.facts, error)
             asyncio.get_running_loop().call_soon(self._answer, exchange, entry, response)
         else:
-            ticket.made.add_done_callback(partial(self._made, exchange, entry, sampler, ticket))
+            ticket.when_ended(partial(self._ended, exchange, entry, sampler, ticket))
         return True
 
-    def _read(self, headers: RawHeaders, body: bytes) -> SampleRequest | None:
+    def _read(self, fields: Fields, body: bytes) -> PlainRequest | None:
         """The request, or None if it goes the usual way: what is wrong is told there, too."""
-        settings = self._serving.settings
-        if len(body) > settings.max_body_bytes:
+        if len(body) > self._serving.settings.max_body_bytes or b"origin" in fields:
             return None
-        accept = None
-        for name, value in headers:
-            if name == b"accept":
-                accept = value
-            elif name == b"origin" or (name == b"content-type" and value != b"application/json"):
-                return None
-        try:
-            wanted = SampleRequest.model_validate_json(body)
-        except ValidationError:
+        if fields.get(b"content-type", _JSON) != _JSON:
             return None
-        if not is_single(wanted) or wanted.format == "npy" or wanted.needs_discriminator or wanted.sign:
-            return None
-        if isinstance(wanted.class_idx, list):  # it may be longer than a request's rows
-            return None
-        if accept not in (None, b"*/*", MEDIA_TYPES[wanted.format].encode()):
-            return None
-        return wanted
+        wanted, accept = parse_plain_request(body), fields.get(b"accept", b"*/*")
+        if wanted is None or accept == b"*/*":
+            return wanted
+        return wanted if accept == MEDIA_TYPES[wanted.get("format", "png")].encode() else None
 
-    def _made(
-        self,
-        exchange: DirectExchange,
-        entry: Entry,
-        sampler: ModelSampler,
-        ticket: Ticket,
-        made: asyncio.Future[None],
-    ) -> None:
+    def _ended(self, exchange: DirectExchange, entry: Entry, sampler: ModelSampler, ticket: Ticket) -> None:
         """The image is there, or will not be."""
         self._serving.settle(sampler, ticket, "samples", exchange.connection)
-        error = made.exception()
-        if error is None:
+        if ticket.error is None:
             assert ticket.fmt is not None
             media_type = MEDIA_TYPES[ticket.fmt]
             response = image_response(entry.facts, sampler, ticket.images[0], media_type, ticket)
         else:
-            response = error_response(entry.facts, error)
+            response = error_response(entry.facts, ticket.error)
         self._answer(exchange, entry, response)
 
     def _answer(self, exchange: DirectExchange, entry: Entry, response: Response) -> None:

@@ -8,13 +8,15 @@ says its length goes out here; every other (streams, 1xx, none) goes uvicorn's w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 """Headers' names, of a request in lower case, and values."""
+Fields = Mapping[bytes, bytes]
+"""A request's headers by name, in lower case; none came twice."""
 
 _LITTLE_BYTES: Final = 2**16
 """A body of so many is copied behind its head: cheaper than a write of two parts."""
@@ -45,9 +47,8 @@ def send_answer(
         keep_alive = False
     elif not keep_alive:
         headers.append(_CLOSE)
-    lines = [b"%b: %b\r\n" % field for field in headers]
-    head = STATUS_LINE[status] + b"".join(lines)
-    if head.count(b"\n") != len(lines) + 1 or head.count(b"\r") != len(lines) + 1:
+    head = STATUS_LINE[status] + b"\r\n".join(map(b": ".join, headers)) + b"\r\n"
+    if len(head.splitlines()) != 1 + len(headers):
         raise ValueError("a header of this answer holds a line break")
     if len(body) <= _LITTLE_BYTES:
         transport.write(head + b"\r\n" + body)

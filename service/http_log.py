@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import CallerLeft
-from service.http_exchange import RawHeaders
+from service.http_exchange import Fields, RawHeaders
 from service.http_protocol import connection_of
 from service.serving import Serving
 from service.trace import Span
@@ -70,11 +70,19 @@ class RequestLog:
         self._serving = serving
         self._metrics = serving.metrics
 
-    def begin(self, headers: RawHeaders) -> Entry:
+    def begin(self, fields: Fields) -> Entry:
         """A request came; it must be ended."""
         self._metrics.answering += 1
-        request_id, span = _ids(headers)
-        facts: dict[str, Any] = {"request_id": request_id, "model": "", "status": 500, "answered": False}
+        request_id, traceparent = fields.get(b"x-request-id"), fields.get(b"traceparent")
+        span = None if traceparent is None else Span.under(traceparent)
+        facts: dict[str, Any] = {
+            "request_id": f"{_PROCESS_ID}{next(_request_number):012x}"
+            if request_id is None or not _REQUEST_ID.fullmatch(request_id)
+            else str(request_id, "ascii"),
+            "model": "",
+            "status": 500,
+            "answered": False,
+        }
         if span is not None:
             facts.update(trace_id=span.trace_id, span_id=span.span_id, parent_id=span.parent_id)
         return Entry(facts, span, time.perf_counter())
@@ -121,7 +129,7 @@ class LogRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        entry = self._log.begin(scope["headers"])
+        entry = self._log.begin(_fields(scope["headers"]))
         facts = scope[_FACTS] = entry.facts
 
         async def send_with_id(message: Message) -> None:
@@ -150,13 +158,9 @@ def tell_that_caller_left(facts: dict[str, Any], error: CallerLeft) -> None:
     facts.update(_LEFT, error=str(error))
 
 
-def _ids(headers: RawHeaders) -> tuple[str, Span | None]:
-    """The request's id, ours where the caller sent no plain one, and its span if it is part of a trace."""
-    request_id, traceparents = None, []
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            request_id = str(value, "ascii")
-        elif name == b"traceparent":
-            traceparents.append(value)
-    span = Span.under(traceparents[0]) if len(traceparents) == 1 else None
-    return request_id or f"{_PROCESS_ID}{next(_request_number):012x}", span
+def _fields(headers: RawHeaders) -> Fields:
+    """Headers by name: the last of several alike, but of several traceparents none."""
+    fields = dict(headers)
+    if len(fields) < len(headers) and sum(name == b"traceparent" for name, _ in headers) > 1:
+        del fields[b"traceparent"]
+    return fields

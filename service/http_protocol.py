@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from models.errors import show
 from service.errors import CallerLeft
-from service.http_exchange import Exchange, RawHeaders, send_answer
+from service.http_exchange import Exchange, Fields, RawHeaders, send_answer
 from service.settings import Settings
 
 _CONNECTION: Final = "ganserve.connection"
@@ -50,8 +50,9 @@ class DirectExchange:
 
     message_event: Final = SimpleNamespace(set=lambda: None)  # nobody waits for its body
 
-    def __init__(self, connection: PatientProtocol) -> None:
+    def __init__(self, connection: PatientProtocol, fields: Fields) -> None:
         self.connection = connection
+        self.fields = fields
         self.body = bytearray()
         self.more_body = self.keep_alive = True
         self.response_complete = self.disconnected = False
@@ -73,10 +74,8 @@ class Direct(Protocol):
     target: tuple[bytes, bytes]
     """The method and the target of requests that it may take."""
 
-    def take(self, exchange: DirectExchange, headers: RawHeaders, body: bytes) -> bool:
-        """Take a request, no header of which comes twice, and answer it later; or return False, and nothing
-        was done.
-        """
+    def take(self, exchange: DirectExchange, body: bytes) -> bool:
+        """Take a request and answer it later; or return False, and nothing was done."""
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -266,13 +265,15 @@ class PatientProtocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+        method = self.parser.get_method()
+        if self.parser.should_upgrade() and method != b"CONNECT":
             return  # `_parse` begins again
-        self._broken = self._refusal_of_head()
+        fields = dict(self.headers)
+        self._broken = self._refusal_of_head(method, fields)
         if self._broken is not None:
             raise ValueError(self._broken.sentence)  # stops the parser
-        if self._may_be_direct():
-            self._gathering = DirectExchange(self)
+        if self._may_be_direct(method, fields):
+            self._gathering = DirectExchange(self, fields)
             self.cycle = self._gathering  # type: ignore[assignment]
         else:
             self._begin_asgi()
@@ -291,33 +292,39 @@ class PatientProtocol(HttpToolsProtocol):
         self._running = Exchange.of(cycle)
         super()._start_asgi_task(cycle, app)
 
+    def on_body(self, body: bytes) -> None:
+        if self._gathering is not None:
+            self._gathering.body += body
+        else:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         if self._in_body:
             self._in_body = False
-            super().on_message_complete()
             if self._gathering is not None:
+                self._gathering.more_body = False
                 self._give_directly(self._gathering)
+            else:
+                super().on_message_complete()
 
     # -- requests that need no ASGI -----------------------------------------------------------------
 
-    def _may_be_direct(self) -> bool:
+    def _may_be_direct(self, method: bytes, fields: dict[bytes, bytes]) -> bool:
         """True for a request with a little body that `direct` may take, where no answer is owed before."""
-        direct = self.direct
-        if direct is None or (self.parser.get_method(), self.url) != direct.target:
+        if self.direct is None or (method, self.url) != self.direct.target:
+            return False
+        if len(fields) < len(self.headers):  # several of one name are one list, or a mistake
             return False
         if self._is_answering or self.flow.write_paused or self.expect_100_continue:
             return False
         if not self.parser.should_keep_alive() or self.parser.get_http_version() != "1.1":
-            return False
-        fields = dict(self.headers)
-        if len(fields) < len(self.headers):  # several are one list, or a mistake
             return False
         length = fields.get(b"content-length")
         return length is not None and len(length) <= _DIRECT_DIGITS
 
     def _give_directly(self, exchange: DirectExchange) -> None:
         """Give a whole request to `direct`, or else to ASGI."""
-        if self.direct is not None and self.direct.take(exchange, self.headers, bytes(exchange.body)):
+        if self.direct is not None and self.direct.take(exchange, bytes(exchange.body)):
             self._stop_gathering()
         else:
             self._go_through_asgi()
@@ -369,12 +376,12 @@ class PatientProtocol(HttpToolsProtocol):
 
     # -- refusals ---------------------------------------------------------------------------------
 
-    def _refusal_of_head(self) -> _Refusal | None:
+    def _refusal_of_head(self, method: bytes, fields: dict[bytes, bytes]) -> _Refusal | None:
         """What is wrong with a whole head that the parser has no objection to."""
-        hosts = 0
-        for name, _ in self.headers:
-            hosts += name == b"host"
-        if self.parser.should_upgrade():
+        hosts = int(b"host" in fields)
+        if len(fields) < len(self.headers):
+            hosts = sum(name == b"host" for name, _ in self.headers)
+        if method == b"CONNECT":
             return _bad_request("the method CONNECT is for proxies, and this is none")
         if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
             return _bad_request(f"a request must have one Host header, got {hosts}")

@@ -7,11 +7,20 @@ on the model (sizes, classes, truncation) is `service.rows`' and `models.samplin
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Required, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import from_json
 from starlette.datastructures import QueryParams
+from typing_extensions import TypedDict
 
 from models.calibration import Sampler
 from models.errors import show
@@ -85,24 +94,27 @@ class SampleRequest(_Request):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> SampleRequest:
-        if (self.seed is not None) + (self.seeds is not None) + (self.latents is not None) != 1:
+        seed, n = self.seed, self.n
+        if (seed is not None) + (self.seeds is not None) + (self.latents is not None) != 1:
             given = [name for name in ("seed", "seeds", "latents") if getattr(self, name) is not None]
             got = " and ".join(given) or "none of them"
             raise ValueError(f"exactly one of seed, seeds and latents must be given, got {got}")
-        if self.n is not None and self.seed is None:
+        if n is not None and seed is None:
             other = "seeds" if self.latents is None else "latents"
-            raise ValueError(f"n must be left out where {other} is given, got {show(self.n)}")
-        if self.seed is not None and self.seed + (self.n or 1) - 1 > MAX_SEED:
-            raise ValueError(
-                f"seed + n - 1 must be at most {MAX_SEED}, got {show(self.seed)} + {show(self.n)} - 1"
-            )
-        if self.format == "npy" and self.container is not None:
-            raise ValueError(f"container must be left out where format is npy, got {show(self.container)}")
-        if self.format == "npy" and self.sign:
-            raise ValueError("sign must be left out where format is npy, got true")
-        if self.format == "npy" and self.realness and self.row_count > 1:
-            raise ValueError("realness must be left out where format is npy and n is more than 1, got true")
+            raise ValueError(f"n must be left out where {other} is given, got {show(n)}")
+        if seed is not None and seed + (n or 1) - 1 > MAX_SEED:
+            raise ValueError(f"seed + n - 1 must be at most {MAX_SEED}, got {show(seed)} + {show(n)} - 1")
+        if self.format == "npy":
+            self._npy_fits()
         return self
+
+    def _npy_fits(self) -> None:
+        if self.container is not None:
+            raise ValueError(f"container must be left out where format is npy, got {show(self.container)}")
+        if self.sign:
+            raise ValueError("sign must be left out where format is npy, got true")
+        if self.realness and self.row_count > 1:
+            raise ValueError("realness must be left out where format is npy and n is more than 1, got true")
 
     @property
     def needs_discriminator(self) -> bool:
@@ -125,6 +137,34 @@ class SampleRequest(_Request):
 
 
 _SAMPLE_FIELDS: Final = frozenset(SampleRequest.model_fields)
+
+
+class PlainRequest(TypedDict, total=False):
+    """A `SampleRequest` for one plain image, as nearly every one is; read in a third of the time.
+
+    A field that can say nothing but its default is there for callers that send every field.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    model: str | None
+    seed: Required[Seed]
+    n: Annotated[int, Field(ge=1, le=1)] | None
+    seeds: None
+    latents: None
+    class_idx: int | None
+    truncation_psi: TruncationPsi | None
+    sampler: Literal["plain"]
+    proposals: None
+    realness: bool
+    format: Literal["png", "jpg", "webp"]
+    container: None
+    sign: bool
+    priority: Priority
+    timeout_ms: Annotated[int, Field(ge=1)] | None
+
+
+_plain_request: Final = TypeAdapter(PlainRequest).validator
 
 
 class ReloadRequest(_Request):
@@ -240,6 +280,15 @@ def parse_sample_request(body: bytes, max_rows: int) -> SampleRequest:
         if isinstance(values.get(name), list) and len(values[name]) > max_rows:
             raise TooLarge(f"max_rows is {max_rows} rows a request, got {len(values[name])} in {name}")
     return checked(SampleRequest, values)
+
+
+def parse_plain_request(body: bytes) -> PlainRequest | None:
+    """Read a JSON body; None for every other request, and for what is none: `parse_sample_request` tells."""
+    try:
+        wanted: PlainRequest = _plain_request.validate_json(body)
+    except ValidationError:
+        return None
+    return None if wanted.get("realness") or wanted.get("sign") else wanted
 
 
 def parse_reload_request(body: bytes) -> ReloadRequest:

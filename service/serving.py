@@ -203,7 +203,7 @@ class Serving:
         """
         ticket = self.accept(sampler, rows, fmt, connection, timeout_ms, priority)
         try:
-            await ticket.made
+            await ticket.made()
         finally:
             self.settle(sampler, ticket, source, connection)
         return ticket
@@ -300,7 +300,7 @@ class Serving:
             await asyncio.sleep(_POLL_S)
         if self._in_flight:
             logger.warning("drain_s passed with %d requests unfinished", len(self._in_flight))
-            for ticket in self._in_flight:
+            for ticket in list(self._in_flight):
                 ticket.fail(Unavailable("the server ended before the images were made", retry_after_s=1))
         return max(0.0, deadline - time.monotonic())
 

@@ -1,15 +1,16 @@
 """A request on its way from accepted to made: rows, images so far, times, and how it ends.
 
-Whatever ends a request early (deadline, caller gone, crashed workers, drain) fails its ticket; the
-coroutine that waits for `made` sees the reason, and the dispatcher drops rows of ended tickets.
+Whatever ends a request early (deadline, caller gone, crashed workers, drain) fails its ticket; who
+waits for it is told the reason, and the dispatcher drops rows of ended tickets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from service.batching import Priority
 from service.encoding import Format, new_npy
 from service.errors import CallerLeft, DeadlineExceeded
 from service.rows import Rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -57,12 +60,21 @@ class Timing:
 class Ticket:
     """One accepted request: its rows, the images made so far, and how it ends.
 
-    `made` is done when every row has its image, or when the request failed; what fails it (deadline,
-    caller gone, crash, drain) is the exception that `made` raises.
+    It ends when every row has its image, or when something fails it. One waits for that end: a call
+    (`when_ended`) or a coroutine (`made`).
     """
 
+    npy = memoryview(b"")
+    """Pixels as a .npy file, in which `images` lie."""
     realness: npt.NDArray[np.float64] | None = None
     """[N]; how real each image is, where D has something to do with these rows."""
+    timeout_s = math.inf
+    """From accepted until it must be answered."""
+    ended = False
+    """Nothing more is needed: made, failed, or nobody waits."""
+    error: Exception | None = None
+    """What it failed with, once it has ended."""
+    _when_ended: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -76,35 +88,22 @@ class Ticket:
         self.fmt = fmt
         """What the images become: files of this format; None for pixels."""
         n = len(rows)
-        self.images: Any = [None] * n
+        self.images: Any
         """[N, H, W, C] uint8, or a list of N files."""
-        self.npy = memoryview(b"")
-        """Pixels as a .npy file, in which `images` lie."""
         if fmt is None:
             self.npy, self.images = new_npy((n, *img_shape))
+        else:
+            self.images = [None] * n
         self.accepted = time.monotonic()
-        self.timeout_s = math.inf
-        """From accepted until it must be answered."""
         self.timing = Timing()
-        self.made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._missing = len(rows)
+        self._missing = n
         if rows.judging is not None:
             self.realness = np.zeros(n)
 
     @property
-    def ended(self) -> bool:
-        """Nothing more is needed: made, failed, or nobody waits."""
-        return self.made.done()
-
-    @property
     def succeeded(self) -> bool:
         """Every image is there."""
-        return not self._missing and self.ended
-
-    @property
-    def error(self) -> BaseException | None:
-        """What it failed with, once it has ended; None for one that was made, or that nobody waits for."""
-        return None if self.made.cancelled() else self.made.exception()
+        return not self._missing and self.error is None
 
     @property
     def deadline(self) -> float:
@@ -116,13 +115,33 @@ class Ticket:
         """Since it was accepted."""
         return time.monotonic() - self.accepted
 
+    def when_ended(self, call: Callable[[], object]) -> None:
+        """Have `call` called once, when the request ends. (A future would cost one more turn of the event
+        loop, and a system call with it.)
+        """
+        self._when_ended = call
+        if self.ended:
+            asyncio.get_running_loop().call_soon(self._end)
+
+    async def made(self) -> None:
+        """Return when every row has its image. Raises what failed the request."""
+        if not self.ended:
+            ended = asyncio.Event()
+            self.when_ended(ended.set)
+            try:
+                await ended.wait()
+            finally:
+                self.ended = True  # also where nobody waits any longer
+        if self.error is not None:
+            raise self.error
+
     def place(self, start: int, images: Sequence[Any] | npt.NDArray[np.uint8]) -> None:
         """Take in the images of the rows from `start` on: files, or pixels that lie in `images` already."""
         if self.fmt is not None:
             self.images[start : start + len(images)] = images
         self._missing -= len(images)
-        if not self._missing and not self.made.done():
-            self.made.set_result(None)
+        if not self._missing and not self.ended:
+            self._end()
 
     def late(self) -> None:
         """End the request: its time is up."""
@@ -135,8 +154,18 @@ class Ticket:
 
     def fail(self, error: Exception) -> None:
         """End the request with `error`, unless it has ended."""
-        if not self.made.done():
-            self.made.set_exception(error)
+        if not self.ended:
+            self.error = error
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        call, self._when_ended = self._when_ended, None  # it may hold this ticket, and so its images
+        if call is not None:
+            try:
+                call()
+            except Exception:  # other requests' images came with these
+                logger.exception("a request of %d rows could not be answered", len(self.rows))
 
 
 @dataclass(slots=True)  # frozen would take three times as long to make

@@ -203,7 +203,7 @@ class Stage:
 
 async def seeds_made(ticket: Ticket) -> list[int]:
     """What a ticket's pixels say their seeds were, in row order."""
-    await ticket.made
+    await ticket.made()
     seeds: list[int] = ticket.images[:, 0, 0, 0].tolist()
     return seeds
 
@@ -406,7 +406,7 @@ def test_statistics_count_microbatches_by_their_rows_and_none_that_failed(artifa
             last = stage.ask(*seeds)
             worker.finish(worker.take())
         await stage.settle()
-        await last.made
+        await last.made()
 
         statistics = stage.dispatcher.line.statistics
         assert (statistics.rows, statistics.executions) == (5, 3)

@@ -75,7 +75,7 @@ class Taker:
         self.exchanges: list[DirectExchange] = []
         self.willing = True
 
-    def take(self, exchange: DirectExchange, headers: Any, body: bytes) -> bool:
+    def take(self, exchange: DirectExchange, body: bytes) -> bool:
         if self.willing:
             self.exchanges.append(exchange)
             self.bodies.append(body)

@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service.errors import InvalidField
-from service.schema import parse_sample_request
+from service.schema import PlainRequest, SampleRequest, parse_plain_request, parse_sample_request
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,57 @@ def test_a_field_is_told_once_in_the_words_of_what_was_meant(fields: dict[str, A
         parse_sample_request(json.dumps(fields).encode(), max_rows=10)
 
     assert str(refusal.value) == sentence
+
+
+_VALUES = {
+    "model": [None, "toy", 1],
+    "seed": [0, 2**32 - 1, 2**32, -1, 1.0, True, None, "1"],
+    "n": [None, 1, 2, 0, 1.0, True],
+    "seeds": [None, [1]],
+    "latents": [None, [[0.0]]],
+    "class_idx": [None, 0, -1, [0], 1.0, True],
+    "truncation_psi": [None, 1, 0.5, 2.5, True, "1"],
+    "sampler": ["plain", "mh", None],
+    "proposals": [None, 1],
+    "realness": [False, True, 0, None],
+    "format": ["png", "jpg", "webp", "npy", "gif", None],
+    "container": [None, "zip"],
+    "sign": [False, True, 0],
+    "priority": ["interactive", "batch", "high", None],
+    "timeout_ms": [None, 1, 0, 1.5],
+    "unknown": [1],
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.fixed_dictionaries({}, optional={name: st.sampled_from(_VALUES[name]) for name in _VALUES}))
+def test_what_is_read_as_a_plain_request_is_the_same_request_for_one_image(fields: dict[str, Any]) -> None:
+    body = json.dumps({"seed": 5} | fields).encode()
+    plain = parse_plain_request(body)
+    if plain is None:
+        return
+    whole = parse_sample_request(body, max_rows=10)
+
+    assert {name: getattr(whole, name) for name in plain} == plain
+    assert whole.row_count == 1
+    assert whole.container is None
+    assert whole.format != "npy"
+    assert not whole.needs_discriminator
+    assert not whole.sign
+
+
+@pytest.mark.parametrize("name", list(PlainRequest.__annotations__))
+def test_a_plain_request_may_name_every_field(name: str) -> None:
+    plain = [
+        value
+        for value in _VALUES[name]
+        if parse_plain_request(json.dumps({"seed": 5} | {name: value}).encode()) is not None
+    ]
+
+    assert plain
+    assert PlainRequest.__annotations__.keys() == SampleRequest.model_fields.keys()
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'{"seed": 1', b'{"seed": NaN}', b'"seed"', b"\xff"])
+def test_what_is_no_plain_request_is_left_to_be_told(body: bytes) -> None:
+    assert parse_plain_request(body) is None
