@@ -332,7 +332,7 @@ class Dispatcher:
         device_s, bucket = done.device_s, done.bucket
         busy_s = device_s + sum([portion.encode_s for portion in portions])
         batch.line.size.measured(bucket, busy_s)
-        self._pump()  # the device first: requests can wait for their pixels while it works
+        self._pump()  # this device first: requests can wait for their pixels while it works
 
         self.series.ran(batch.weight, bucket, device_s, busy_s)
         batch.line.statistics.ran(batch.rows, batch.input_s, device_s, output_s)

@@ -84,12 +84,15 @@ class DirectSamples:
     def _ended(self, exchange: DirectExchange, entry: Entry, sampler: ModelSampler, ticket: Ticket) -> None:
         """The image is there, or will not be."""
         self._serving.settle(sampler, ticket, "samples", exchange.connection)
-        if ticket.error is None:
-            assert ticket.fmt is not None
-            media_type = MEDIA_TYPES[ticket.fmt]
-            response = image_response(entry.facts, sampler, ticket.images[0], media_type, ticket)
-        else:
-            response = error_response(entry.facts, ticket.error)
+        try:
+            if ticket.error is not None:
+                response = error_response(entry.facts, ticket.error)
+            else:
+                assert ticket.fmt is not None
+                media_type = MEDIA_TYPES[ticket.fmt]
+                response = image_response(entry.facts, sampler, ticket.images[0], media_type, ticket)
+        except Exception as error:
+            response = error_response(entry.facts, error)
         self._answer(exchange, entry, response)
 
     def _answer(self, exchange: DirectExchange, entry: Entry, response: Response) -> None:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 RawHeaders = Sequence[tuple[bytes, bytes]]
 """Headers' names, of a request in lower case, and values."""
 Fields = Mapping[bytes, bytes]
-"""A request's headers by name, in lower case; none came twice."""
+"""A request's headers by name, in lower case; of several of one name the last."""
 
 _LITTLE_BYTES: Final = 2**16
 """A body of so many is copied behind its head: cheaper than a write of two parts."""
@@ -39,7 +39,7 @@ def send_answer(
     body: bytes,
     keep_alive: bool,
 ) -> bool:
-    """Send a whole answer; return whether the connection may stay, which `headers` can forbid, too.
+    """Send a whole answer; return whether the connection may stay, which `headers`, one at least, can forbid.
 
     Raises ValueError, having sent nothing, for a header that holds a line break.
     """

@@ -159,7 +159,7 @@ def tell_that_caller_left(facts: dict[str, Any], error: CallerLeft) -> None:
 
 
 def _fields(headers: RawHeaders) -> Fields:
-    """Headers by name: the last of several alike, but of several traceparents none."""
+    """The fields of these headers, but of several traceparents none."""
     fields = dict(headers)
     if len(fields) < len(headers) and sum(name == b"traceparent" for name, _ in headers) > 1:
         del fields[b"traceparent"]

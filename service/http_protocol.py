@@ -63,8 +63,12 @@ class DirectExchange:
         connection, transport = self.connection, self.connection.transport
         if not transport.is_closing():
             told = [*connection.server_state.default_headers, *headers]
-            if not send_answer(transport, status, told, body, self.keep_alive):
-                transport.close()
+            stays = False
+            try:
+                stays = send_answer(transport, status, told, body, self.keep_alive)
+            finally:
+                if not stays:
+                    transport.close()
             connection.on_response_complete()
 
 

@@ -204,8 +204,11 @@ class Serving:
         ticket = self.accept(sampler, rows, fmt, connection, timeout_ms, priority)
         try:
             await ticket.made()
-        finally:
+        except BaseException:
             self.settle(sampler, ticket, source, connection)
+            del ticket  # which the error's traceback would keep, until the garbage collector comes
+            raise
+        self.settle(sampler, ticket, source, connection)
         return ticket
 
     def accept(

@@ -95,14 +95,15 @@ class Slot:
     images: npt.NDArray[np.uint8]
     """[rows, H, W, C]: `made` as pixels"""
     files: list[memoryview]
-    """[rows]: each row of `made` as the place of a file"""
+    """Each row of `made`, of the whole slot, as the place of a file"""
     _firsts: dict[int, Slot] = field(default_factory=dict)
 
     def first(self, rows: int) -> Slot:
         """The first `rows` rows. Kept: to cut every field anew costs as much as what is done with them."""
         if rows not in self._firsts:
-            views = {one.name: getattr(self, one.name)[:rows] for one in fields(self) if one.name[0] != "_"}
-            self._firsts[rows] = Slot(**views)
+            arrays = [one.name for one in fields(self) if one.name not in ("files", "_firsts")]
+            views = {name: getattr(self, name)[:rows] for name in arrays}
+            self._firsts[rows] = Slot(**views, files=self.files)
         return self._firsts[rows]
 
 

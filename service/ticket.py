@@ -119,6 +119,7 @@ class Ticket:
         """Have `call` called once, when the request ends. (A future would cost one more turn of the event
         loop, and a system call with it.)
         """
+        assert self._when_ended is None  # one waits
         self._when_ended = call
         if self.ended:
             asyncio.get_running_loop().call_soon(self._end)
@@ -133,7 +134,10 @@ class Ticket:
             finally:
                 self.ended = True  # also where nobody waits any longer
         if self.error is not None:
-            raise self.error
+            try:
+                raise self.error
+            finally:
+                del self  # or the error's traceback would hold the ticket that holds the error
 
     def place(self, start: int, images: Sequence[Any] | npt.NDArray[np.uint8]) -> None:
         """Take in the images of the rows from `start` on: files, or pixels that lie in `images` already."""
