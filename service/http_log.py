@@ -159,8 +159,10 @@ def tell_that_caller_left(facts: dict[str, Any], error: CallerLeft) -> None:
 
 
 def _fields(headers: RawHeaders) -> Fields:
-    """The fields of these headers, but of several traceparents none."""
+    """The fields of these headers; of several ids the last that is plain, of several traceparents none."""
     fields = dict(headers)
-    if len(fields) < len(headers) and sum(name == b"traceparent" for name, _ in headers) > 1:
-        del fields[b"traceparent"]
+    if len(fields) < len(headers):
+        fields.update(one for one in headers if one[0] == b"x-request-id" and _REQUEST_ID.fullmatch(one[1]))
+        if sum(name == b"traceparent" for name, _ in headers) > 1:
+            del fields[b"traceparent"]
     return fields

@@ -48,6 +48,13 @@ def test_a_request_takes_its_place_in_the_callers_trace(shared_server: Server) -
     assert refused.headers["traceparent"].split("-")[1] == TRACE
 
 
+def test_of_several_ids_the_last_plain_one_is_the_requests(shared_server: Server) -> None:
+    ids = [("x-request-id", "first"), ("x-request-id", "plain"), ("x-request-id", "not plain")]
+    answer = shared_server.http.post("/v1/samples", json={"seed": 1}, headers=ids)
+
+    assert answer.headers["x-request-id"] == "plain"
+
+
 def test_without_one_valid_traceparent_there_is_no_trace(shared_server: Server) -> None:
     none = shared_server.http.get("/v1/models")
     bad = shared_server.http.get("/v1/models", headers={"traceparent": TRACEPARENT.upper()})
