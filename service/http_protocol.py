@@ -33,6 +33,7 @@ from service.settings import Settings
 _CONNECTION: Final = "ganserve.connection"
 _BODY_FAULT: Final = "ganserve.body_fault"
 _DIRECT_DIGITS: Final = 4  # of a little body's Content-Length
+_LINGER_S: Final = 2.0  # who is refused has so long to hear it before what it still sends is cut off
 _GATHER_S: Final = 0.1  # the rest of a little body comes at once, or ASGI waits for it
 _LIMITS: Final = ("header_timeout_s", "max_header_bytes", "max_body_bytes", "send_timeout_s")
 
@@ -448,7 +449,17 @@ class PatientProtocol(HttpToolsProtocol):
             line = f"HTTP/1.1 {refusal.status} {refusal.status.phrase}".encode()
             lines = [line, *(b"%s: %s" % one for one in headers)]
             self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self._close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close when the caller has, or soon. Nothing more of what it sends is looked at; but to close with
+        bytes unread would be a reset, which takes the answer from a caller that has not read it yet.
+        """
+        self._is_deaf = True
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._stop_timer()
+        self._timer = self.loop.call_later(_LINGER_S, self._close)
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self.header_timeout_s, self._time_is_over)

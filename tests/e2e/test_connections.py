@@ -222,3 +222,26 @@ def test_requests_that_follow_each_other_at_once_are_answered_in_their_order(
     received = read_to_end(connection)
     assert re.findall(rb"x-seeds: (\d)", received) == [b"1", b"2", b"3", b"4"]
     assert statuses(received) == [200] * 5
+
+
+def test_who_is_refused_while_it_still_sends_has_its_answer(connection: socket.socket) -> None:
+    """And no reset that overtakes it: the rest of the request comes after the server has closed its side."""
+    body = bytes(2**20)
+    connection.sendall(post(body, b"host: y\r\n")[: -len(body)])
+    for start in range(0, len(body), 2**16):
+        time.sleep(0.01)
+        connection.sendall(body[start : start + 2**16])
+
+    assert refusal(read_to_end(connection)) == (400, "a request must have one Host header, got 2")
+
+
+def test_who_is_refused_and_never_ends_is_cut_off(connection: socket.socket) -> None:
+    connection.sendall(b"rubbish\r\n\r\n")
+    started = time.monotonic()
+    try:
+        while time.monotonic() - started < 20:
+            time.sleep(0.1)
+            connection.sendall(b"more")
+    except ConnectionError:
+        pass
+    assert 1 < time.monotonic() - started < 20
