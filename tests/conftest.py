@@ -14,13 +14,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs the tests of real servers, one after the other, which wait most of their time."""
-    for item in items:
-        group = "servers" if "e2e" in item.path.parts else "units"
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with `toy` (conditional, truncation, RGB) and `plain` (neither, grey)."""
