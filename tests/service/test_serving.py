@@ -1,4 +1,4 @@
-"""Requests in flight end in time, however many there are and in whatever order they came."""
+"""Requests in flight end in time, in whatever order they came, with an answer, and leave nothing behind."""
 
 from __future__ import annotations
 
