@@ -35,6 +35,8 @@ def drain_on_sigterm(loop: asyncio.AbstractEventLoop, serving: Serving) -> None:
     tasks: list[asyncio.Task[None]] = []
 
     async def drain() -> None:
+        while not uvicorn.started:  # SIGTERM came first
+            await asyncio.sleep(_POLL_S)
         until = await serving.drain() + loop.time()
         for listener in uvicorn.servers:
             for one in listener.sockets:

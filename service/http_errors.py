@@ -5,6 +5,7 @@ Nothing deeper knows a status code.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any, Final
 
@@ -70,6 +71,12 @@ class AnswerErrors:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
+        except asyncio.CancelledError:  # by uvicorn: the time to drain is over
+            facts = facts_in(scope)
+            if facts["answered"]:
+                raise
+            ended = Unavailable("the server ended before the answer was made", retry_after_s=1)
+            await error_response(facts, ended)(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http" or facts_in(scope)["answered"]:
                 raise  # too late to say it to the caller

@@ -27,7 +27,6 @@ _FACTS = "ganserve.facts"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REFUSALS = frozenset({"unauthorized", "forbidden", "too_large", "overloaded", "unavailable"})
 _LEFT = {"status": 499, "code": "caller_left"}
-_ENDED = {"status": 503, "code": "unavailable"}
 _PROCESS_ID = secrets.token_hex(10)  # with a number, an id that no other replica gives; a uuid costs more
 _request_number = itertools.count()
 _QUIET_PATHS = frozenset(
@@ -146,8 +145,7 @@ class LogRequests:
             tell_that_caller_left(facts, error)
         except asyncio.CancelledError:  # by uvicorn, when the time to drain is over
             connection.cut_off()
-            facts["error"] = "the time to drain was over before the caller had taken its answer"
-            facts.update(_LEFT if facts["answered"] else _ENDED)
+            facts.update(_LEFT, error="the time to drain was over before the caller had taken its answer")
         finally:
             endpoint = getattr(scope.get("route"), "path", None) or "other"
             self._log.end(entry, scope["method"], scope["path"], endpoint)

@@ -20,13 +20,14 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import select
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -50,6 +51,7 @@ from service.worker import WorkerSettings, work
 
 _BACKLOG: Final = 2048  # uvicorn's own
 _DRAIN_MARGIN_S: Final = 3.0  # beyond drain_delay_s + drain_s: the API process ends itself before this
+_SIGNAL_HEARD_S: Final = 0.1  # a second signal ends a drain within this
 _WORKERS_END_S: Final = 1.0  # after the API process: an end-of-file ends a worker that is not stuck
 
 logger = logging.getLogger(__name__)
@@ -66,9 +68,7 @@ def serve(settings: Settings) -> int:
     server = GanServer(settings, artifacts)
     if server.serving.signer is not None:
         server.serving.signer.check()
-    # LitServe drains on KeyboardInterrupt; on SIGTERM it would end alone and leave its children.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    server.take_signals()
     try:
         server.run(
             host=settings.host,
@@ -85,9 +85,6 @@ def serve(settings: Settings) -> int:
         )
     except SystemExit:  # uvicorn's way to say that it cannot bind: another server was faster than we
         raise StartError(f"port {settings.port} of {settings.host} cannot be had: another took it") from None
-    except KeyboardInterrupt:  # before LitServe waits for it, or a second one during the drain
-        server.kill_children()
-        return 1 if server.draining else 0
     if server.failure is not None:
         print(f"ganserve: {server.failure}", file=sys.stderr, flush=True)
         return 1
@@ -130,6 +127,11 @@ class GanServer(LitServer):
         self.settings = settings
         self.failure: str | None = None
         self.draining = False
+        self._over = False  # nothing is started again
+        self._signals = 0
+        self._pid = os.getpid()
+        self._end = _End()
+        self._supervisor: Supervisor | None = None
         self._address = channel.Address()
         self._listener = channel.listen(self._address)
         try:
@@ -170,7 +172,7 @@ class GanServer(LitServer):
     def _init_manager(self, num_api_servers: int) -> _NoManager:
         """No manager process: the queues and the state it would hold have no users."""
         self.workers_setup_status: dict[str, str] = {}
-        self._shutdown_event = threading.Event()
+        self._shutdown_event = self._end
         self.litapi_request_queues = {api.api_path: None for api in self.litapi_connector}
         self._transport = _NoTransport()
         return _NoManager()
@@ -190,20 +192,21 @@ class GanServer(LitServer):
         process = multiprocessing.get_context("spawn").Process(
             target=work, args=(self._worker_settings, lit_api.model_name, device), name="inference-worker"
         )
-        with _ctrl_c_ignored():
+        with _signals_blocked():
             process.start()
         return process
 
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
         self._api_processes = list(uvicorn_workers.values())
-        Supervisor(
+        self._supervisor = Supervisor(
             self._api_processes,
             self.inference_workers,
             start_worker=self._start_worker,
             was_ready=self.was_ready.is_set,
-            is_over=lambda: self.draining or self.failure is not None,
+            is_over=lambda: self._over,
             fail=self.fail,
-        ).start()
+        )
+        self._supervisor.start()
 
     def _start_worker(self, index: int) -> Any:
         """A new process for place `index` of LitServe's one list of all models' workers."""
@@ -239,9 +242,19 @@ class GanServer(LitServer):
         self.draining = True
         self.close()
         longest_s = self.settings.drain_delay_s + self.settings.drain_s + _DRAIN_MARGIN_S
+        deadline = time.monotonic() + longest_s
         for process in uvicorn_workers.values():
             process.terminate()
-            process.join(longest_s)
+            # The supervisor ends with it; of two that wait for one process, one misses how that ended. In
+            # steps, for a second signal that comes to another thread.
+            while (
+                self._supervisor is not None and self._supervisor.is_alive() and time.monotonic() < deadline
+            ):
+                self._supervisor.join(_SIGNAL_HEARD_S)
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode != 0 and self.failure is None:
+                how = "did not end" if process.exitcode is None else f"ended with status {process.exitcode}"
+                self.failure = f"the API process {how} when it was to drain; requests may be lost"
         deadline = time.monotonic() + _WORKERS_END_S
         for worker in self.inference_workers:
             worker.join(max(0.0, deadline - time.monotonic()))
@@ -255,6 +268,8 @@ class GanServer(LitServer):
         self.serving.listen_for_workers(self._listener, self._address)
         end_with_parent(loop)
         drain_on_sigterm(loop, self.serving)
+        if self._signals:  # it came before this process could drain
+            os.kill(os.getpid(), signal.SIGTERM)
         collect_garbage_seldom()
         try:
             yield
@@ -263,6 +278,25 @@ class GanServer(LitServer):
 
     # -- ends --------------------------------------------------------------------------------------
 
+    def take_signals(self) -> None:
+        """Have SIGTERM and SIGINT end this server from now on. In the main thread only."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._end.hear_signals()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        """Drain on the first SIGTERM or SIGINT, end at once on the second.
+
+        Raises nothing, wherever in the program it comes: what is raised in a hook of a fork, or while a lock
+        is taken, is lost or breaks more. In an API process that cannot drain yet it is remembered.
+        """
+        self._signals += 1
+        if os.getpid() == self._pid:
+            self._end.set()
+            if self._signals > 1:
+                self.kill_children()
+                os._exit(1)
+
     def close(self) -> None:
         """Let go of the listener for workers: one that still waits there ends."""
         self._listener.close()
@@ -270,11 +304,12 @@ class GanServer(LitServer):
     def fail(self, message: str) -> None:
         """End the server with exit status 1 and one sentence."""
         if self.failure is None and not self.draining:
-            self.failure = message
+            self.failure, self._over = message, True
             self._shutdown_event.set()
 
     def kill_children(self) -> None:
         """SIGKILL to every process of ours that is left."""
+        self._over = True
         for process in (*self._api_processes, *self.inference_workers, *multiprocessing.active_children()):
             with suppress(Exception):
                 process.kill()
@@ -289,6 +324,32 @@ class _Model(LitAPI):
 
     def setup(self, device: str) -> None:
         raise AssertionError("LitServe starts no worker here")
+
+
+class _End:
+    """Stands where LitServe keeps an Event, whose lock a signal's handler could wait for without end.
+
+    The kernel gives a signal to any thread. So the interpreter writes to a pipe for each, which wakes the
+    main thread, where handlers run; one that waited for a lock would sleep on.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def hear_signals(self) -> None:
+        """Have `wait` run the handlers of signals, whichever thread they came to. In the main thread only."""
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+
+    def set(self) -> None:
+        self._is_set = True
+        with suppress(BlockingIOError):  # full: it wakes all the same
+            os.write(self._writer, b"\0")
+
+    def wait(self) -> None:
+        while not self._is_set:
+            select.select([self._reader], [], [])
+            os.read(self._reader, 4096)
 
 
 class _NoManager:
@@ -312,16 +373,14 @@ class _NoTransport(MessageTransport):
 
 
 @contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Processes started in this block ignore SIGINT from their first instruction on.
+def _signals_blocked() -> Iterator[None]:
+    """Processes started in this block hear no SIGINT and no SIGTERM before they say what these mean to them.
 
-    Ctrl-C goes to the whole process group; workers end when the API process has drained.
+    Both may go to the whole process group; workers end when the API process has drained.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # or the first process starts it, and that unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -19,6 +19,7 @@ from service.errors import EXIT_REFUSED
 
 _RESTART_DELAY_S: Final = (0.1, 10.0)  # first and longest wait before a dead worker is started again
 _CALM_S: Final = 60.0  # a worker that lived this long has its wait start over
+_LET_GO_S: Final = 1.0  # before a successor of a worker that was let go: mostly the server ends
 _MAX_DEATHS_BEFORE_READY: Final = 5
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ class _Place:
 
 
 class Supervisor(threading.Thread):
-    """Starts dead workers again; ends the server without its API process, or if it can never be ready."""
+    """Starts dead workers again, in a drain, too: what was accepted needs them until the API process ends.
+
+    Ends the server without its API process, or if it can never be ready.
+    """
 
     def __init__(
         self,
@@ -49,7 +53,8 @@ class Supervisor(threading.Thread):
     ) -> None:
         """Watch `api_processes` and `workers`; `start_worker(index)` gives the process for a worker's place.
 
-        `is_over` says that the server ends anyway; `fail` ends it with a sentence.
+        `is_over` says that nothing is to be started any more; `fail` ends the server with a sentence, unless
+        it drains already.
         """
         super().__init__(name="supervisor", daemon=True)
         self._api_processes = api_processes
@@ -63,13 +68,14 @@ class Supervisor(threading.Thread):
 
     def run(self) -> None:
         try:
-            while not self._is_over():
-                self._wait_and_act()
+            while not self._is_over() and self._wait_and_act():
+                pass
         except Exception as error:  # no process could be started, say: a server without a supervisor must end
             logger.exception("the supervisor failed")
             self._fail(f"the supervisor failed: {error}")
 
-    def _wait_and_act(self) -> None:
+    def _wait_and_act(self) -> bool:
+        """See to what ended or is due next; return whether there is more to watch."""
         running = {one.sentinel: one for one in self._api_processes}
         running |= {
             one.sentinel: one
@@ -80,20 +86,30 @@ class Supervisor(threading.Thread):
         timeout_s = max(0.0, min(due) - time.monotonic()) if due else None
         ended = [running[one] for one in multiprocessing.connection.wait(list(running), timeout_s)]
         if self._is_over():
-            return
+            return False
         for process in ended:
             process.join()
-            if process in self._api_processes:
+        for process in self._api_processes:
+            if process in ended:
                 self._fail(_end_of_api(process.exitcode))
-            else:
-                self._died(self._workers.index(process), process)
+                return False
+        for process in ended:
+            self._died(self._workers.index(process), process)
         for index, place in enumerate(self._places):
             if place.due is not None and time.monotonic() >= place.due:
                 self._workers[index] = self._start_worker(index)
                 place.due = None
+        return True
 
     def _died(self, index: int, process: Any) -> None:
         """Plan a restart; a server that was never ready gives up after a refusal, or five deaths."""
+        place, now = self._places[index], time.monotonic()
+        if process.exitcode == 0:  # its connection was closed, by an API process that ends or died
+            place.due = now + _LET_GO_S
+            return
+        first_s, longest_s = _RESTART_DELAY_S
+        place.delay_s = first_s if now - place.died > _CALM_S else min(2 * place.delay_s, longest_s)
+        place.died, place.due = now, now + place.delay_s
         self._deaths += 1
         if not self._was_ready():
             if process.exitcode == EXIT_REFUSED:
@@ -102,10 +118,6 @@ class Supervisor(threading.Thread):
             if self._deaths >= _MAX_DEATHS_BEFORE_READY:
                 self._fail(f"workers died {self._deaths} times before any was ready; see above")
                 return
-        place, now = self._places[index], time.monotonic()
-        first_s, longest_s = _RESTART_DELAY_S
-        place.delay_s = first_s if now - place.died > _CALM_S else min(2 * place.delay_s, longest_s)
-        place.died, place.due = now, now + place.delay_s
         logger.warning(
             "worker %d ended with status %s; another starts in %.1f s",
             process.pid,

@@ -68,6 +68,16 @@ class Server:
         """The worker processes, which are spawned."""
         return [one for one in self.family() if "spawn_main" in " ".join(one.cmdline())]
 
+    def api(self) -> psutil.Process:
+        """The API process, which is forked."""
+        (_, *children), workers = self.family(), self.workers()
+        (api,) = [
+            one
+            for one in children
+            if one not in workers and "resource_tracker" not in " ".join(one.cmdline())
+        ]
+        return api
+
     def terminate(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit status."""
         if self.process.poll() is None:

@@ -137,6 +137,59 @@ def test_a_request_that_outlasts_the_drain_is_told_so(serve: Serve) -> None:
     assert not worker.is_running()
 
 
+def test_a_worker_killed_during_the_drain_costs_no_accepted_request_its_image(serve: Serve) -> None:
+    server = serve("--model", "toy", "--workers", "1")
+    before = server.http.post("/v1/samples", json={"seed": 1}).content
+    (worker,) = server.workers()
+    worker.suspend()
+    with ThreadPoolExecutor() as callers:
+        asking = callers.submit(lambda: server.http.post("/v1/samples", json={"seed": 1}))
+        wait_for(lambda: server.metric("ganserve_inflight_requests") == 2)  # it, and the scrape
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: server.http.get("/readyz").status_code == 503)
+
+        worker.kill()
+        answer = asking.result()
+
+    assert (answer.status_code, answer.content) == (200, before)
+    assert server.process.wait(timeout=10) == 0
+    assert server.log.count("another starts in") == 1  # but none for those that end with the server
+
+
+def test_an_api_process_that_dies_in_the_drain_is_told_and_no_clean_end(serve: Serve) -> None:
+    server = serve("--model", "toy", "--drain-delay-s", "30")
+    family = server.family()
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: server.http.get("/readyz").status_code == 503)
+
+    server.api().kill()
+
+    assert server.process.wait(timeout=5) == 1
+    assert "the API process ended with status -9 when it was to drain" in server.log
+    assert "another starts" not in server.log
+    assert psutil.wait_procs(family, timeout=3)[1] == []
+
+
+@pytest.mark.parametrize("wait_s", [0, 0.0003, 0.001])
+def test_a_signal_while_the_api_process_is_forked_ends_the_server(
+    toy_store: Path, tmp_path: Path, wait_s: float
+) -> None:
+    server = Server(toy_store, "--model", "toy", "--workers", "1", log=tmp_path / "log")
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    try:
+        deadline = time.monotonic() + 20
+        while len(children.read_text().split()) < 3:  # a tracker of resources, a worker, the API process
+            assert time.monotonic() < deadline
+        time.sleep(wait_s)
+        server.process.send_signal(signal.SIGTERM)
+
+        assert server.process.wait(timeout=10) == 0
+        assert "Traceback" not in server.log
+    finally:
+        server.process.kill()  # does nothing to one that ended
+        server.stop()
+
+
 def test_a_second_signal_ends_a_drain_at_once(serve: Serve) -> None:
     server = serve("--model", "toy", "--drain-delay-s", "60")
     family = server.family()
@@ -146,6 +199,18 @@ def test_a_second_signal_ends_a_drain_at_once(serve: Serve) -> None:
     server.process.send_signal(signal.SIGTERM)
 
     assert server.process.wait(timeout=5) != 0
+    assert psutil.wait_procs(family, timeout=3)[1] == []
+
+
+def test_two_signals_in_a_row_end_the_server_at_once(serve: Serve) -> None:
+    server = serve("--model", "toy", "--drain-delay-s", "60")
+    family = server.family()
+
+    server.process.send_signal(signal.SIGTERM)
+    server.process.send_signal(signal.SIGINT)
+
+    assert server.process.wait(timeout=5) == 1
+    assert "Traceback" not in server.log
     assert psutil.wait_procs(family, timeout=3)[1] == []
 
 
@@ -220,11 +285,8 @@ def test_a_server_without_its_api_process_or_parent_ends_and_leaves_nothing(
 ) -> None:
     server = serve("--model", "toy")
     family = server.family()
-    parent, *children = family
-    helpers = [*server.workers(), *(one for one in children if "resource_tracker" in " ".join(one.cmdline()))]
-    (api,) = [one for one in children if one not in helpers]
 
-    (api if victim == "api" else parent).kill()
+    (server.api() if victim == "api" else family[0]).kill()
 
     assert server.process.wait(timeout=10) != 0
     assert psutil.wait_procs(family, timeout=8)[1] == []

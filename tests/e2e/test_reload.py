@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -288,3 +290,19 @@ def test_the_address_of_a_graph_published_again_keeps_its_bytes(serve: Serve, st
     after = server.http.get(address)
     assert (before.status_code, after.status_code) == (200, 200)
     assert (after.content, after.headers["etag"]) == (before.content, before.headers["etag"])
+
+
+def test_a_reload_that_outlasts_the_drain_is_told_so(serve: Serve, store: Path) -> None:
+    server = serve("--model", "toy", "--workers", "1", "--drain-s", "1", store=store)
+    publish_toy(store, "toy")
+    (worker,) = server.workers()
+    worker.suspend()
+    with ThreadPoolExecutor() as callers:
+        asking = callers.submit(reload, server)
+        wait_for(lambda: server.metric("ganserve_inflight_requests") == 2)  # it, and the scrape
+        server.process.send_signal(signal.SIGTERM)
+        answer = asking.result()
+
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert answer.headers["retry-after"] == "1"
+    assert server.process.wait(timeout=10) == 0

@@ -141,6 +141,21 @@ def test_the_end_of_the_api_process_ends_the_server_also_while_a_restart_is_due(
     assert stage.failures == ["the API process ended with status -9"]
 
 
+def test_a_worker_that_was_let_go_has_a_successor_unless_the_api_process_ends_next(stage: Stage) -> None:
+    let_go = time.monotonic()
+    stage.workers[0].end(0)
+    stage.wait_for_starts(1)
+    assert time.monotonic() - let_go >= 0.9
+
+    stage.workers[1].end(0)  # an API process that has drained lets its workers go before it ends
+    time.sleep(0.3)
+    stage.api.end(0)
+    stage.supervisor.join(5)
+
+    assert not stage.supervisor.is_alive()
+    assert [index for index, _ in stage.starts] == [0]
+
+
 def test_a_supervisor_that_fails_ends_the_server(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_process(index: int) -> None:
         raise BlockingIOError("no more processes")
