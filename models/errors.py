@@ -11,6 +11,8 @@ over HTTP sees is decided in `service.http_errors`, nowhere deeper.
 """
 
 import reprlib
+from itertools import islice
+from typing import Any
 
 
 class ContractError(Exception):
@@ -38,6 +40,10 @@ class _Quote(reprlib.Repr):
 
     def repr_bool(self, value: bool, level: int) -> str:
         return "true" if value else "false"
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        # No more than is shown: reprlib sorts all that it gets.
+        return super().repr_dict(dict(islice(value.items(), self.maxdict + 1)), level)
 
     def repr_NoneType(self, value: None, level: int) -> str:  # noqa: N802  reprlib asks by the type's name
         return "null"

@@ -27,9 +27,10 @@ from service.encoding import (
 )
 from service.errors import InvalidField, Unavailable
 from service.http_access import require_admin
+from service.http_exchange import header
 from service.http_log import facts_of
 from service.http_protocol import connection_of
-from service.http_request import accepted, matches, read_body
+from service.http_request import accepted, decompressed, matches, read_body
 from service.http_routes import PlainRoute
 from service.line import DeviceFacts
 from service.openapi import (
@@ -87,9 +88,9 @@ def add_routes(app: FastAPI, serving: Serving) -> None:
     app.add_api_route("/v1/models/{model}/reload", routes.reload, methods=["POST"], **RELOAD_DOC)
     app.add_api_route("/v1/models/{model}/walk", routes.walk, methods=["GET"], **WALK_DOC)
     app.add_api_route(image, routes.image, methods=["GET", "HEAD"], **IMAGE_DOC)
-    app.add_api_route("/livez", routes.live, methods=["GET"], **LIVE_DOC)
-    app.add_api_route("/readyz", routes.ready, methods=["GET"], **READY_DOC)
-    app.add_api_route("/startupz", routes.started, methods=["GET"], **STARTED_DOC)
+    app.add_api_route("/livez", routes.live, methods=["GET", "HEAD"], **LIVE_DOC)
+    app.add_api_route("/readyz", routes.ready, methods=["GET", "HEAD"], **READY_DOC)
+    app.add_api_route("/startupz", routes.started, methods=["GET", "HEAD"], **STARTED_DOC)
     app.add_api_route("/metrics", routes.metrics, methods=["GET"], **METRICS_DOC)
     add_v2_routes(app, serving)
     add_pages(app)
@@ -109,6 +110,8 @@ class _Routes:
     async def create_samples(self, request: Request) -> Response:
         settings = self._serving.settings
         body = await read_body(request, settings.max_body_bytes, settings.timeout_ms)
+        if (encoding := header(request.scope["headers"], b"content-encoding")) is not None:
+            body = await asyncio.to_thread(decompressed, body, encoding, settings.max_body_bytes)
         if len(body) > _LARGE_BODY_BYTES:
             check_large_body(body, settings.max_request_rows, self._serving.largest_z_dim)
             wanted = await asyncio.to_thread(parse_sample_request, body, settings.max_request_rows)
@@ -207,7 +210,15 @@ class _Routes:
             query.truncation_psi,
         )
         ticket = await self._serving.make(sampler, rows, None, "walk", connection_of(request.scope))
-        mark = _walk_mark(sampler, query)
+        assert sampler.rendering is not None  # a worker made the pixels
+        mark = sampler.rendering.walk_mark(
+            query.start,
+            query.end,
+            query.frames,
+            query.frame_ms,
+            query.class_idx,
+            float(rows.truncation_psi[0]),
+        )
         data = await self._serving.finish(ticket, partial(encode_walk, ticket.images, query.frame_ms, mark))
         return _answer(request, sampler, data, media_type, ticket)
 
@@ -360,14 +371,6 @@ def image_response(
         assert ticket.realness is not None
         headers.append((b"x-realness", b"%.4f" % ticket.realness[0]))
     return _ImageResponse(data, media_type, headers)
-
-
-def _walk_mark(sampler: ModelSampler, query: WalkQuery) -> bytes | None:
-    assert sampler.rendering is not None  # a worker made the pixels
-    psi = 1.0 if query.truncation_psi is None else query.truncation_psi
-    return sampler.rendering.walk_mark(
-        query.start, query.end, query.frames, query.frame_ms, query.class_idx, psi
-    )
 
 
 def _determinism(device: DeviceFacts) -> str:

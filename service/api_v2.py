@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from models.errors import show
 from models.store import Store
 from service import __version__
-from service.errors import InvalidField, MalformedBody, NotServed, Unavailable
+from service.errors import InvalidField, MalformedBody, NotServed, TooLarge, Unavailable
 from service.http_access import require_admin
 from service.http_log import facts_of
 from service.http_protocol import connection_of
@@ -38,7 +38,6 @@ from service.protocol_v2 import (
     write_answer,
 )
 from service.sampler import ModelSampler
-from service.schema import check_large_body
 from service.serving import Serving
 
 P = ParamSpec("P")
@@ -248,7 +247,8 @@ class _Routes:
         """The fields of a body: empty, or a JSON object of `known` fields, whatever content type it names."""
         settings = self._serving.settings
         body = await read_bytes(request, settings.max_body_bytes, settings.timeout_ms)
-        check_large_body(body, settings.max_request_rows, z_dim=0)
+        if len(body) > _INLINE_BYTES:
+            raise TooLarge(f"the body must be at most {_INLINE_BYTES} bytes here, got {len(body)}")
         try:
             fields = from_json(body) if body.strip() else {}
         except ValueError as error:

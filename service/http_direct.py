@@ -72,7 +72,9 @@ class DirectSamples:
 
     def _read(self, fields: Fields, body: bytes) -> PlainRequest | None:
         """The request, or None if it goes the usual way: what is wrong is told there, too."""
-        if len(body) > self._serving.settings.max_body_bytes or b"origin" in fields:
+        if len(body) > self._serving.settings.max_body_bytes:
+            return None
+        if b"origin" in fields or b"content-encoding" in fields:
             return None
         if fields.get(b"content-type", _JSON) != _JSON:
             return None

@@ -33,6 +33,7 @@ from service.settings import Settings
 _CONNECTION: Final = "ganserve.connection"
 _BODY_FAULT: Final = "ganserve.body_fault"
 _DIRECT_DIGITS: Final = 4  # of a little body's Content-Length
+_MAX_PIPELINED: Final = 64  # a small head sent again and again is ten kilobytes here each time
 _LINGER_S: Final = 2.0  # who is refused has so long to hear it before what it still sends is cut off
 _GATHER_S: Final = 0.1  # the rest of a little body comes at once, or ASGI waits for it
 _LIMITS: Final = ("header_timeout_s", "max_header_bytes", "max_body_bytes", "send_timeout_s")
@@ -88,7 +89,8 @@ class PatientProtocol(HttpToolsProtocol):
 
     While no request is being answered, a whole head must come within `header_timeout_s`, and so must
     the rest of a body that was answered before it was read (one too large, say), or the connection is
-    closed. A request line and headers of more than `max_header_bytes` get 431, what is no HTTP 400.
+    closed. A request line and headers of more than `max_header_bytes` get 431; so much of a body that is no
+    body (trailers, what a chunk says beside its size), and what is no HTTP, 400.
     A caller that takes nothing of its answer for `send_timeout_s` is cut off.
     """
 
@@ -103,7 +105,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._when_lost: Callable[[], object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = self._in_body = False  # of the request that the parser reads
-        self._head_bytes = 0  # received of a head that is not whole yet
+        self._head_bytes = 0  # received of a head that is not whole yet, or in a body without being of it
+        self._has_body = False  # some of a body, in what is being taken
         self._is_at_start = False  # of what was received; a head that begins later has no known length
         self._is_measured = False  # the head began with what was received
         self._broken: _Refusal | None = None  # what is wrong with the request; nothing after it is read
@@ -217,19 +220,18 @@ class PatientProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Give the parser no more of a head than a head may be."""
         while data and not self._is_deaf and not self.transport.is_closing():
-            piece = data
-            if not self._in_body:
-                room = self.max_header_bytes - self._head_bytes
-                if not room:
-                    self._refuse(self._head_too_large())
-                    return
-                piece = data[:room]
+            room = self.max_header_bytes - self._head_bytes
+            if room <= 0:
+                self._refuse(self._head_too_large())
+                return
+            piece = data if self._in_body else data[:room]
             self._take(piece)
             data = data[len(piece) :]
 
     def _take(self, piece: bytes) -> None:
         self._is_at_start = not self._in_head and not self._in_body
-        was_in_head, self._begun = self._in_head, False
+        was_in_head, was_in_body = self._in_head, self._in_body
+        self._begun = self._has_body = False
         self._parse(piece)
         if self._gathering is not None and self._gather_timer is None:
             self._gather_timer = self.loop.call_later(_GATHER_S, self._go_through_asgi)
@@ -237,10 +239,9 @@ class PatientProtocol(HttpToolsProtocol):
             self._stop_timer()
         elif self._timer is None:
             self._start_timer()
-        if self._in_head and (self._is_measured or (was_in_head and not self._begun)):
-            self._head_bytes += len(piece)
-        else:
-            self._head_bytes = 0
+        goes_on_in_head = self._in_head and (self._is_measured or (was_in_head and not self._begun))
+        is_no_body = was_in_body and self._in_body and not self._has_body and not self._begun
+        self._head_bytes = self._head_bytes + len(piece) if goes_on_in_head or is_no_body else 0
 
     def _parse(self, data: bytes) -> None:
         while True:
@@ -268,6 +269,10 @@ class PatientProtocol(HttpToolsProtocol):
         self._in_head = self._begun = True
         self._is_measured, self._is_at_start = self._is_at_start, False
         self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # a trailer says nothing of the request (RFC 9110, 6.5.1)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         method = self.parser.get_method()
@@ -298,6 +303,7 @@ class PatientProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
+        self._has_body = True
         if self._gathering is not None:
             self._gathering.body += body
         else:
@@ -386,6 +392,8 @@ class PatientProtocol(HttpToolsProtocol):
         hosts = int(b"host" in fields)
         if len(fields) < len(self.headers):
             hosts = sum(name == b"host" for name, _ in self.headers)
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            return _bad_request(f"at most {_MAX_PIPELINED} requests may wait for one before them, got more")
         if method == b"CONNECT":
             return _bad_request("the method CONNECT is for proxies, and this is none")
         if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
@@ -398,7 +406,8 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _head_too_large(self) -> _Refusal:
         limit = self.max_header_bytes
-        sentence = f"max_header_bytes is {limit} bytes of request line and headers, got more"
+        what = "trailers and chunks' extensions" if self._in_body else "request line and headers"
+        sentence = f"max_header_bytes is {limit} bytes of {what}, got more"
         return _Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too_large", sentence)
 
     def _fault(self, error: httptools.HttpParserError) -> _Refusal:

@@ -110,8 +110,12 @@ def accepted(request: Request, media_type: str) -> str:
     ranges = {}
     for entry in accept.split(","):
         pattern, *parameters = (part.strip().lower() for part in entry.split(";"))
+        if not pattern:  # a comma too many (RFC 9110, 5.6.1)
+            continue
         ranges[pattern] = not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
-    for pattern in (media_type, f"{media_type.partition('/')[0]}/*", "*/*", ""):  # "": no such header
+    if not ranges:
+        return media_type
+    for pattern in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
         if pattern in ranges:
             if ranges[pattern]:
                 return media_type

@@ -274,7 +274,10 @@ def parse_sample_request(body: bytes, max_rows: int) -> SampleRequest:
     values = _json_object(body)
     if not values.keys() <= _SAMPLE_FIELDS:
         unknown = [name for name in values if name not in _SAMPLE_FIELDS]
-        told = [f"{name} is not a field of this request, got {show(values[name])}" for name in unknown[:3]]
+        told = [
+            f"{show(name)[1:-1]} is not a field of this request, got {show(values[name])}"
+            for name in unknown[:3]
+        ]
         raise InvalidField("; ".join(told))
     for name in ("seeds", "latents", "class_idx"):
         if isinstance(values.get(name), list) and len(values[name]) > max_rows:

@@ -43,6 +43,7 @@ from service.ticket import Ticket
 
 T = TypeVar("T")
 _POLL_S = 0.02
+_PAUSE_S = 1.0  # before the next attempt to take in a worker, where no descriptor was free
 _ALARM_S = 0.005  # at least, between two looks at every deadline
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,14 @@ class Serving:
             self._watch = loop.create_task(self.models.watch())
 
     def _accept(self, listener: socket.socket) -> None:
-        accepted = channel.accept(listener)
+        try:
+            accepted = channel.accept(listener)
+        except OSError as error:  # no descriptor is free, and it would be told again at once
+            logger.error("no worker can be taken in for %g s: %s", _PAUSE_S, error.strerror)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener.fileno())
+            loop.call_later(_PAUSE_S, loop.add_reader, listener.fileno(), self._accept, listener)
+            return
         if accepted is not None:
             link, process = accepted
             asyncio.get_running_loop().add_reader(link.fileno(), self._greet, link, process)

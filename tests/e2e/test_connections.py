@@ -245,3 +245,38 @@ def test_who_is_refused_and_never_ends_is_cut_off(connection: socket.socket) -> 
     except ConnectionError:
         pass
     assert 1 < time.monotonic() - started < 20
+
+
+def test_what_is_pipelined_without_end_is_answered_up_to_a_limit(connection: socket.socket) -> None:
+    connection.sendall(post(SEED_1) + LIVE * 200)
+
+    received = read_to_end(connection)
+    assert statuses(received) == [200] * 65 + [400]
+    assert refusal(received)[1] == "at most 64 requests may wait for one before them, got more"
+
+
+CHUNKED = b"POST /v1/samples HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n" + JSON + b"\r\n"
+CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(SEED_1), SEED_1)
+
+
+def test_trailers_say_nothing_of_the_request(connection: socket.socket) -> None:
+    connection.sendall(CHUNKED + CHUNKS + b"accept: image/webp\r\nx-request-id: of-a-trailer\r\n\r\n" + LAST)
+
+    received = read_to_end(connection)
+    assert statuses(received) == [200, 200]
+    assert b"content-type: image/png" in received
+    assert b"of-a-trailer" not in received
+
+
+@pytest.mark.parametrize(
+    "endless", [b"0\r\n" + b"a: b\r\n" * 10_000, b"0\r\na: " + b"b" * 60_000, b"5;" + b"x" * 60_000]
+)
+def test_what_is_no_body_of_a_body_has_a_limit(connection: socket.socket, endless: bytes) -> None:
+    connection.sendall(CHUNKED)
+    for start in range(0, 60_000, 20_000):
+        time.sleep(0.05)
+        connection.sendall(endless[start : start + 20_000])
+
+    status, sentence = refusal(read_to_end(connection))
+    assert status == 400
+    assert "max_header_bytes is 32768 bytes of trailers and chunks' extensions, got more" in sentence

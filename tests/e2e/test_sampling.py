@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import re
@@ -206,6 +207,33 @@ def test_a_known_etag_costs_no_device_work(shared_server: Server) -> None:
     assert shared_server.metric("ganserve_images_total", model="toy") == made_before
 
 
+def test_a_packed_body_is_read_as_one_that_is_not(shared_server: Server) -> None:
+    plain = shared_server.http.post("/v1/samples", json={"seed": 5})
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    packed = shared_server.http.post("/v1/samples", content=gzip.compress(b'{"seed": 5}'), headers=headers)
+    spoiled = shared_server.http.post("/v1/samples", content=b'{"seed": 5}', headers=headers)
+    headers["content-encoding"] = "br"
+    unknown = shared_server.http.post("/v1/samples", content=b'{"seed": 5}', headers=headers)
+
+    assert (packed.status_code, packed.content) == (200, plain.content)
+    assert (spoiled.status_code, unknown.status_code) == (400, 415)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz"])
+def test_a_probe_may_be_a_head(shared_server: Server, path: str) -> None:
+    answer = shared_server.http.head(path)
+
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_comma_too_many_in_accept_is_none(shared_server: Server) -> None:
+    def status(accept: str) -> int:
+        answer = shared_server.http.post("/v1/samples", json={"seed": 5}, headers={"accept": accept})
+        return answer.status_code
+
+    assert [status(accept) for accept in ("", ",", "image/png,", "text/html,")] == [200, 200, 200, 406]
+
+
 def test_a_digest_that_is_not_served_is_a_conflict(shared_server: Server) -> None:
     answer = shared_server.http.get("/v1/models/toy@0123456789ab/1.png")
 
@@ -326,6 +354,7 @@ REFUSED: list[tuple[dict[str, object], int, str]] = [
     ({"seeds": [-1] * 1000}, 422, "seeds[0] must be greater than or equal to 0, got -1"),
     ({f"field{k}": [1] * 50 for k in range(5000)}, 422, "field0 is not a field of this request"),
     ({"seed": 1, "sead": 2}, 422, "sead is not a field of this request, got 2"),
+    ({"seed": 1, "x" * 100_000: 2}, 422, f"...{'x' * 38} is not a field of this request, got 2"),
     ({"seed": 1, "format": "gif"}, 422, "format must be 'png', 'jpg', 'webp' or 'npy', got 'gif'"),
     ({"seed": 1, "timeout_ms": 10**9}, 422, "timeout_ms must be at most 120000"),
     ({"model": "nobody", "seed": 1}, 404, "model nobody is not served here; served: toy:1, plain:1"),

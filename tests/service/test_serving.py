@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import socket
 import time
 import weakref
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 from toy import publish_toy
 
 from models.store import Store
+from service import channel
 from service.errors import CallerLeft, DeadlineExceeded
 from service.http_direct import DirectSamples
 from service.line import DeviceFacts
@@ -113,3 +116,34 @@ def test_an_answer_that_cannot_be_put_together_is_an_error_and_the_request_ends(
 
     asyncio.run(scene())
     assert told == [500]
+
+
+def test_a_worker_that_no_descriptor_is_free_for_is_taken_in_later_and_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_toy(tmp_path)
+    monkeypatch.setattr("service.serving._PAUSE_S", 0.2)
+    address = channel.Address()
+
+    def none_free(listener: socket.socket) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def scene() -> None:
+        serving = Serving(Settings(store=tmp_path, model="toy"), [Store(tmp_path).resolve("toy")])
+        with channel.listen(address) as listener:
+            with monkeypatch.context() as full:
+                full.setattr(channel, "accept", none_free)
+                serving.listen_for_workers(listener, address)
+                worker = await asyncio.to_thread(channel.connect, address)
+                await asyncio.sleep(0.1)
+            worker.send({"token": address.token, "model": "toy"})
+            while not serving.sampler("toy").dispatcher.workers:
+                await asyncio.sleep(0.01)
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        worker.close()
+        serving.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 5))
+    assert [record.message for record in caplog.records] == [
+        "no worker can be taken in for 0.2 s: Too many open files"
+    ]
