@@ -61,10 +61,13 @@ class RowQueue(Generic[T]):
         self._ring.remove(request)
         return rows
 
-    def take(self, max_rows: int) -> list[Segment[T]]:
-        """Take up to `max_rows` rows: equal shares over the requests that wait, one segment a request."""
+    def take(self, max_rows: int, alone: bool = True) -> list[Segment[T]]:
+        """Take up to `max_rows` rows: equal shares over the requests that wait, one segment a request.
+
+        Not `alone`: they come behind rows of another queue.
+        """
         if self._weights:
-            return self._take_weighed(max_rows)
+            return self._take_weighed(max_rows, alone)
         room = max_rows if max_rows < self.rows else self.rows
         self.rows -= room
         taken: dict[T, Segment[T]] = {}
@@ -86,8 +89,8 @@ class RowQueue(Generic[T]):
                 room -= stop - start
         return list(taken.values())
 
-    def _take_weighed(self, max_rows: int) -> list[Segment[T]]:
-        """The same by weight. A row that is heavier than `max_rows` is taken, alone, when its turn comes."""
+    def _take_weighed(self, max_rows: int, alone: bool) -> list[Segment[T]]:
+        """The same by weight. A row heavier than a whole microbatch is taken alone, when its turn comes."""
         room, taken = max_rows, dict[T, tuple[int, int]]()
         passed_over: list[T] = []  # too heavy for what room is left: they are first in the next microbatch
         while room > 0 and self._ring:
@@ -95,7 +98,7 @@ class RowQueue(Generic[T]):
             for _ in range(len(self._ring)):
                 request = self._ring.popleft()
                 weight = self._weights.get(request, 1)
-                if weight > room and (taken or room < max_rows):
+                if weight > room and (taken or not alone):
                     passed_over.append(request)
                     continue
                 start, end = self._left[request]
@@ -153,7 +156,7 @@ class PriorityRowQueue(Generic[T]):
         first, second = (self._batch, self._interactive) if is_turn else (self._interactive, self._batch)
         waiting = first.rows
         taken = first.take(max_rows)
-        more = second.take(max(0, max_rows - (waiting - first.rows)))
+        more = second.take(max(0, max_rows - (waiting - first.rows)), alone=not taken)
         interactive, batch = (more, taken) if is_turn else (taken, more)
         self._passed_over = 0 if batch else self._passed_over + 1
         self.rows = self._interactive.rows + self._batch.rows

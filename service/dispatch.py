@@ -35,6 +35,7 @@ from service.errors import (
 from service.line import DeviceFacts, Line
 from service.metrics import Metrics, ModelState
 from service.microbatch import Microbatch
+from service.rows import Rows
 from service.settings import Settings
 from service.slots import Slot, create_memory, map_slots
 from service.switch import Switch
@@ -160,20 +161,18 @@ class Dispatcher:
 
     # -- requests ---------------------------------------------------------------------------------
 
-    def submit(self, ticket: Ticket, line: Line) -> None:
-        """Accept a request for the version of `line`.
+    def check_room(self, wanted: Rows, line: Line) -> None:
+        """Return if a request for `wanted` of the version of `line` can be accepted now.
 
         Raises TooLarge, Unavailable (no worker was ready yet) or Overloaded (no room in the queue).
         """
-        rows, max_bytes = len(ticket.rows), self._settings.max_pixel_bytes
+        rows, max_bytes = len(wanted), self._settings.max_pixel_bytes
         if rows * line.layout.pixel_bytes > max_bytes:
             raise TooLarge(
                 f"max_pixel_bytes is {max_bytes} bytes of pixels a request, "
                 f"got {rows * line.layout.pixel_bytes} in {rows} images"
             )
-        judging = ticket.rows.judging
-        proposals = 1 if judging is None else judging.proposals
-        rows *= proposals  # each counts as one
+        rows *= wanted.proposals  # each counts as one
         if line.device is None:
             raise Unavailable(f"model {self.name} is loading", retry_after_s=1)
         if line not in self._lines:
@@ -185,7 +184,10 @@ class Dispatcher:
                 f"{queued_rows}; {rows} more do not fit",
                 retry_after_s=self._seconds_of(queued_rows),
             )
-        line.queue.add(ticket, len(ticket.rows), ticket.priority, proposals)
+
+    def submit(self, ticket: Ticket, line: Line) -> None:
+        """Accept a request for the version of `line`; there is room for it (`check_room`)."""
+        line.queue.add(ticket, len(ticket.rows), ticket.priority, ticket.rows.proposals)
         self._pump()
 
     def lingers(self, line: Line) -> bool:

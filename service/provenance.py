@@ -217,7 +217,8 @@ def _psi(said: dict[str, str]) -> float:
 @lru_cache(256)
 def psi_text(truncation_psi: float) -> str:
     """The shortest digits that are this float32 again: the rows that run hold no other."""
-    return np.format_float_positional(np.float32(truncation_psi), trim="-")
+    shown = truncation_psi + 0.0  # not -0.0, which is 0.0 to the cache
+    return np.format_float_positional(np.float32(shown), trim="-")
 
 
 @dataclass(frozen=True)

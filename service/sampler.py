@@ -69,12 +69,13 @@ class ModelSampler:
         """Accept `rows`, to be made into `fmt` (None: pixels). Raises Overloaded, Unavailable."""
         statistics = self.line.statistics
         statistics.asked()
-        ticket = Ticket(rows, fmt, self.line.layout.img_shape, priority)
         try:
-            self.dispatcher.submit(ticket, self.line)
+            self.dispatcher.check_room(rows, self.line)
         except ServiceError:
             statistics.fail.add(0.0)
             raise
+        ticket = Ticket(rows, fmt, self.line.layout.img_shape, priority)  # with memory for its pixels
+        self.dispatcher.submit(ticket, self.line)
         return ticket
 
     def forget(self, ticket: Ticket) -> None:

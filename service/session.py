@@ -269,8 +269,12 @@ def _open(
         provider = (provider, _cuda_options(device_id, options, graphs))
     graph = artifact.verified_file(file)
     try:
-        # Its fallback would open the session again on the CPU, and print that it did.
-        session = onnxruntime.InferenceSession(str(graph), settings, providers=[provider], enable_fallback=0)
+        with graph.open("rb") as opened:
+            # By its descriptor, beside which no other file is found: weights outside are in no digest. The
+            # fallback would open the session again on the CPU, and print that it did.
+            session = onnxruntime.InferenceSession(
+                f"/proc/self/fd/{opened.fileno()}", settings, providers=[provider], enable_fallback=0
+            )
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
         if accelerator == "cuda":
             raise StartError(

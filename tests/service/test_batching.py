@@ -258,6 +258,26 @@ def test_batch_rows_wait_for_interactive_ones_but_get_one_turn_in_eight(
     assert first_turn == BATCH_TURN or segments.get("interactive", 0) == interactive_before
 
 
+def test_batch_rows_get_a_turn_in_eight_again_and_again() -> None:
+    queue: PriorityRowQueue[str] = PriorityRowQueue()
+    queue.add("batch", 100, "batch")
+    queue.add("interactive", 1000)
+
+    turns = [turn for turn in range(1, 25) if "batch" in {one.request for one in queue.take(16)}]
+
+    assert turns == [BATCH_TURN, 2 * BATCH_TURN, 3 * BATCH_TURN]
+
+
+def test_a_row_too_heavy_for_what_interactive_ones_leave_waits_for_a_microbatch_of_its_own() -> None:
+    queue: PriorityRowQueue[str] = PriorityRowQueue()
+    queue.add("interactive", 13)
+    queue.add("heavy", 2, "batch", 64)
+
+    taken = [[(one.request, len(one)) for one in queue.take(16)] for _ in range(3)]
+
+    assert taken == [[("interactive", 13)], [("heavy", 1)], [("heavy", 1)]]
+
+
 def test_a_discarded_batch_request_leaves_no_rows() -> None:
     queue: PriorityRowQueue[str] = PriorityRowQueue()
     queue.add("batch", 5, "batch")

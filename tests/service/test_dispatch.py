@@ -11,6 +11,7 @@ import select
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ from service.errors import (
     DeadlineExceeded,
     Overloaded,
     ServiceError,
+    TooLarge,
     Unavailable,
     VersionRefused,
     WorkerCrashed,
@@ -180,8 +182,10 @@ class Stage:
 
     def ask(self, *seeds: int, priority: Priority = "interactive") -> Ticket:
         manifest = self.artifact.manifest
-        ticket = Ticket(Rows.of_seeds(manifest, seeds), None, manifest.img_shape, priority)
-        self.dispatcher.submit(ticket, self.dispatcher.line)
+        rows, line = Rows.of_seeds(manifest, seeds), self.dispatcher.line
+        self.dispatcher.check_room(rows, line)
+        ticket = Ticket(rows, None, manifest.img_shape, priority)
+        self.dispatcher.submit(ticket, line)
         return ticket
 
     async def settle(self) -> None:
@@ -575,6 +579,24 @@ def test_interactive_rows_come_before_batch_rows_that_waited_longer(artifact: Ar
         assert made == [0, 0, 0, 0, 1, 2, 3, 11, 12, 13]
 
     stage.run(scenario)
+
+
+def test_a_request_for_more_pixels_than_may_be_is_refused_before_memory_is_taken_for_them(
+    artifact: Artifact,
+) -> None:
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as encoders:
+            sampler = ModelSampler(artifact, Settings(max_pixel_bytes=1024), encoders, Metrics())
+            rows = Rows.of_seeds(artifact.manifest, range(1000))
+            tracemalloc.start()
+            try:
+                with pytest.raises(TooLarge, match="max_pixel_bytes is 1024 bytes of pixels a request"):
+                    sampler.submit(rows, None)
+                assert tracemalloc.get_traced_memory()[1] < 1000 * sampler.line.layout.pixel_bytes
+            finally:
+                tracemalloc.stop()
+
+    asyncio.run(scenario())
 
 
 def test_rows_wait_in_the_queue_while_the_encoders_have_enough(artifact: Artifact) -> None:

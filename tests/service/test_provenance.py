@@ -15,7 +15,7 @@ from PIL import Image
 from models.manifest import Manifest
 from models.store import Store
 from service.encoding import IMAGE_FORMATS, Format, encode_image, encode_walk
-from service.provenance import SOURCE_TYPE, Rendering
+from service.provenance import SOURCE_TYPE, Rendering, psi_text
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
@@ -90,6 +90,14 @@ def test_in_a_png_the_mark_stands_before_the_pixels(manifest: Manifest) -> None:
     png = encode_image(PIXELS, "png", rendering(manifest).mark(42, 2, 1.0))
 
     assert png.index(b"IHDR") < png.index(b"iTXtXML:com.adobe.xmp\0\0\0\0\0<?xpacket") < png.index(b"IDAT")
+
+
+def test_minus_zero_is_zero_whichever_is_told_first(manifest: Manifest) -> None:
+    psi_text.cache_clear()
+    minus, plus = (rendering(manifest).walk_mark(1, 2, 2, 60, None, psi) for psi in (-0.0, 0.0))
+
+    assert minus == plus
+    assert b'truncationPsi="0"' in plus
 
 
 def test_a_walk_carries_the_mark(manifest: Manifest) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from toy import SIZE, Z_DIM, publish_toy
 
@@ -75,6 +76,17 @@ def test_a_graph_that_is_not_what_its_manifest_says_is_refused(
 ) -> None:
     with pytest.raises(DamagedArtifact, match=sentence):
         Session(with_manifest(artifact, **facts))
+
+
+def test_weights_beside_the_graph_which_no_digest_holds_are_refused(artifact: Artifact) -> None:
+    graph = artifact.file("model.onnx")
+    onnx.save_model(
+        onnx.load(graph), graph, save_as_external_data=True, location="weights.bin", size_threshold=1024
+    )
+    files = {**artifact.manifest.files, "model.onnx": sha256_of(graph)}
+
+    with pytest.raises(DamagedArtifact, match=r"model\.onnx cannot be loaded: .*External data"):
+        Session(with_manifest(artifact, files=files))
 
 
 def test_a_graph_that_is_no_onnx_is_refused(artifact: Artifact) -> None:
