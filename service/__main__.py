@@ -7,6 +7,7 @@ worker that is spawned from here imports no second server.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +24,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status: 0 done, 1 failed, 2 a mistake in what was asked for."""
     try:
         arguments = _parser().parse_args(argv)  # here too, since its imports take a while
-        return int(arguments.run(arguments))
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return status
     except (ContractError, StartError) as error:
         print(f"ganserve: {error}", file=sys.stderr)
         return 2
     except SampleError as error:
         print(f"ganserve: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:  # who read our output has left, `head` for one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as SIGPIPE would
     except KeyboardInterrupt:
         return 130
 

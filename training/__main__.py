@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with said_at_the_prompt():
             code: int = options.verb(options)
+        sys.stdout.flush()
     except (ContractError, TrainingError) as error:
         codes = {DamagedArtifact: 1, GraphRefused: 1, Collapsed: _COLLAPSED_CODE}
         return _fail(str(error), codes.get(type(error), 2))
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name not in _EXTRA_OF_MODULE:
             raise
         return _fail(str(_missing_extra(error.name, options)), 2)
+    except BrokenPipeError:  # who read our output has left, `head` for one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as SIGPIPE would
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
     except KeyboardInterrupt:

@@ -557,9 +557,10 @@ def not_a_number() -> onnx.ModelProto:
         (Foreign().model(), {"output": "img"}, "--output must name an output of the graph, got 'img': it has "
          "x (float Nx3x4x6)"),
         (with_mask_output(), {}, "the output must be floats or uint8, it is y (int64 4)"),
-        (with_second_float(), {}, "among z (float Nx8), c (float Nx4) there are 2: name them with "
+        (with_second_float(), {}, "among z (float Nx8), c (float Nx4) there are 2: name a one-hot input of "
+         "classes with --class-input, else the latents with --latents-input"),
+        (with_integer_latents(), {}, "among z (int64 Nx8) there is none: name the latents with "
          "--latents-input"),
-        (with_integer_latents(), {}, "among z (int64 Nx8) there is none: name them with --latents-input"),
         (with_second_float(), {"latents_input": "z"}, "every input must have a part to play, c (float Nx4) "
          "has none: name it with --class-input or --truncation-input"),
         (Foreign().model(), {"latents_input": "w"}, "--latents-input must name an input that reaches the "

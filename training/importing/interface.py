@@ -171,8 +171,9 @@ def _find_latents(inputs: list[Port]) -> Port:
     if len(found) != 1:
         raise GraphRefused(
             "the latents must be the only float input of rank 2 (or of rank 4 that ends in 1x1), among "
-            f"{_texts(inputs)} there {'is none' if not found else f'are {len(found)}'}: "
-            "name them with --latents-input"
+            f"{_texts(inputs)} there {'is none' if not found else f'are {len(found)}'}: name "
+            f"{'a one-hot input of classes with --class-input, else ' * bool(found)}"
+            "the latents with --latents-input"
         )
     return found[0]
 
