@@ -74,6 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def run() -> NoReturn:
+    """Run one verb, and end this process with its status; one of torchrun's at once, when all is said.
+
+    One process in some twenty under load was seen to abort ("terminate called without an active exception")
+    as it ended, its work done: a thread of torch's is suspected to outlive the interpreter.
+    """
+    code = main()
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _train(options: argparse.Namespace) -> int:
     config = _config_of(options)
     # Read when torch is loaded. Two threads that spin while they wait took 6 times the CPU of one, 4 times as
@@ -749,18 +763,5 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _end_process(code: int) -> NoReturn:
-    """End this process with `code`; one of torchrun's at once, when all that it said is out.
-
-    One run in some twenty under load was seen to abort ("terminate called without an active exception")
-    as it ended, its work done: a thread of torch's is suspected to outlive the interpreter.
-    """
-    if "RANK" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    _end_process(main())
+    run()

@@ -69,14 +69,14 @@ def played(config: TrainConfig, processes: Processes = ALONE) -> dict[str, Any]:
     return {"means": means, **{name: getattr(state, name).state_dict() for name in ("G", "D", "G_ema")}}
 
 
-def start(code: str, count: int = 2) -> list[subprocess.Popen[str]]:
-    """Start `count` processes that run `code`, and know of each other as torchrun tells them."""
+def start(*arguments: str, count: int = 2) -> list[subprocess.Popen[str]]:
+    """Start `count` Pythons with `arguments`, which know of each other as torchrun tells them."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     told = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -128,7 +128,7 @@ def played_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_processes(played_folder: Path) -> tuple[list[dict[str, Any]], str]:
     """What each of two processes played, and what the first said when the second was gone."""
     folder = played_folder
-    leader, other = start(f"import test_processes as t; t.play_every_recipe({str(folder)!r})")
+    leader, other = start("-c", f"import test_processes as t; t.play_every_recipe({str(folder)!r})")
     said, errors = leader.communicate(timeout=120)
     other.communicate(timeout=60)
     assert (leader.returncode, other.returncode) == (2, 9), errors
@@ -258,10 +258,10 @@ def test_what_the_leader_refuses_ends_all_of_them(tmp_path: Path) -> None:
     assert main(_train(run_dir, data, total_kimg=0.032)) == 0
     other_run = [*_train(run_dir, data, total_kimg=0.032), "--set=G_lr=0.1"]
 
-    leader, other = start(f"import sys; from training.__main__ import main; sys.exit(main({other_run!r}))")
+    leader, other = start("-m", "training", *other_run)
 
     refused, ended = (process.communicate(timeout=60)[1] for process in (leader, other))
-    assert (leader.returncode, other.returncode) == (2, 2)
+    assert (leader.returncode, other.returncode) == (2, 2), ended
     assert "G_lr was 0.002 and is now 0.1" in refused
     assert ended.startswith("gantrain: another process of this run has ended")
 
