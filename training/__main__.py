@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run() -> NoReturn:
     """Run one verb, and end this process with its status; one of torchrun's at once, when all is said.
 
-    One process in some twenty under load was seen to abort ("terminate called without an active exception")
-    as it ended, its work done: a thread of torch's is suspected to outlive the interpreter.
+    A thread of Gloo's that frees a tensor while the interpreter ends aborts the process, its work done
+    (pytorch issue 190489; one process in some twenty under load).
     """
     code = main()
     if "RANK" in os.environ:
