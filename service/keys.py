@@ -7,7 +7,6 @@ no message holds a key. How a request presents one is `http_access`' business.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import os
 import re
@@ -40,23 +39,20 @@ class KeySet:
         self._file = file
         self._looked = time.monotonic()
         self._version = _version(file)
-        self._given = () if text is None else _hashes_of_text(setting, text.get_secret_value())
-        self._read = () if file is None else _hashes_of_file(setting, file)
+        self._given = frozenset() if text is None else _hashes_of_text(setting, text.get_secret_value())
+        self._read = frozenset() if file is None else _hashes_of_file(setting, file)
 
     def __bool__(self) -> bool:
         """True where keys of this kind are set; a file that was emptied since keeps what it said."""
         return bool(self._given or self._read)
 
     def __contains__(self, key: str | None) -> bool:
-        """True if `key` is one of them. The time it takes tells nothing of how near a wrong key came."""
+        """True if `key` is one of them. Hashes are compared, so the time tells nothing of a known key."""
         self._look_again()
         if key is None:
             return False
         presented = _hash(key)
-        found = False
-        for known in (*self._given, *self._read):
-            found |= hmac.compare_digest(presented, known)
-        return found
+        return presented in self._given or presented in self._read
 
     def _look_again(self) -> None:
         """Read the file again if it changed; one that breaks a rule leaves the keys as they were."""
@@ -105,12 +101,12 @@ def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def _hashes_of_text(setting: str, text: str) -> tuple[bytes, ...]:
+def _hashes_of_text(setting: str, text: str) -> frozenset[bytes]:
     keys = [key.strip() for key in text.split(",")]
-    return tuple(_checked(setting, f"number {place}", key) for place, key in enumerate(keys, 1))
+    return frozenset(_checked(setting, f"number {place}", key) for place, key in enumerate(keys, 1))
 
 
-def _hashes_of_file(setting: str, file: Path) -> tuple[bytes, ...]:
+def _hashes_of_file(setting: str, file: Path) -> frozenset[bytes]:
     """One key a line; empty lines and lines that begin with # are skipped. Raises StartError."""
     name = f"{setting}_file"
     try:
@@ -126,7 +122,7 @@ def _hashes_of_file(setting: str, file: Path) -> tuple[bytes, ...]:
         raise StartError(f"{name} must hold ASCII only, one key a line, got other bytes in {file}") from None
     if len(content) > _MAX_FILE_BYTES:
         raise StartError(f"{name} must be at most {_MAX_FILE_BYTES} bytes, got more in {file}")
-    hashes = tuple(
+    hashes = frozenset(
         _checked(name, f"in line {number} of {file}", line.strip())
         for number, line in enumerate(lines, 1)
         if line.strip() and not line.lstrip().startswith("#")
