@@ -37,6 +37,9 @@ TruncationPsi = Annotated[float, Field(ge=0, le=MAX_TRUNCATION_PSI, allow_inf_na
 _MANY_LISTS: Final = 10_000  # what is quick to parse is let through, to be told in detail
 _MANY_VALUES: Final = 500_000
 _DIGITS: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
+_NUMBER_BRANCHES: Final = frozenset(
+    {"int", "float", "constrained-float"}
+)  # of a union with a list, by pydantic
 _MAX_SENTENCES: Final = 5  # of a request that breaks more rules, these are told
 
 
@@ -49,6 +52,7 @@ SeedList = Annotated[list[Seed], Field(fail_fast=True, min_length=1)]
 LatentRow = Annotated[list[float], Field(fail_fast=True)]
 LatentList = Annotated[list[LatentRow], Field(fail_fast=True, min_length=1)]
 ClassList = Annotated[list[int], Field(fail_fast=True)]
+PsiList = Annotated[list[TruncationPsi], Field(fail_fast=True)]
 
 
 class SampleRequest(_Request):
@@ -72,7 +76,9 @@ class SampleRequest(_Request):
     class_idx: int | ClassList | None = Field(
         None, description="one class for all images or one each; default seed % num_classes"
     )
-    truncation_psi: TruncationPsi | None = Field(None, description="1 (default) is off, 0 the average image")
+    truncation_psi: TruncationPsi | PsiList | None = Field(
+        None, description="one for all images or one each; 1 (default) is off, 0 the average image"
+    )
     sampler: Sampler = Field(
         "plain", description="mh: each image is chosen by the model's discriminator, where that is offered"
     )
@@ -260,7 +266,7 @@ def check_large_body(body: bytes, max_rows: int, z_dim: int) -> None:
     largest request of use for a tenth. Counting takes milliseconds.
     """
     lists, values = body.count(b"[") + body.count(b"{"), body.count(b",")
-    if lists > max(_MANY_LISTS, max_rows + 8) or values > max(_MANY_VALUES, max_rows * (z_dim + 1) + 32):
+    if lists > max(_MANY_LISTS, max_rows + 8) or values > max(_MANY_VALUES, max_rows * (z_dim + 2) + 32):
         raise TooLarge(f"max_rows is {max_rows} rows a request, got a body of {lists} lists, {values} values")
 
 
@@ -279,7 +285,7 @@ def parse_sample_request(body: bytes, max_rows: int) -> SampleRequest:
             for name in unknown[:3]
         ]
         raise InvalidField("; ".join(told))
-    for name in ("seeds", "latents", "class_idx"):
+    for name in ("seeds", "latents", "class_idx", "truncation_psi"):
         if isinstance(values.get(name), list) and len(values[name]) > max_rows:
             raise TooLarge(f"max_rows is {max_rows} rows a request, got {len(values[name])} in {name}")
     return checked(SampleRequest, values)
@@ -318,14 +324,20 @@ def _sentences(error: ValidationError) -> str:
 
 def _of_other_branch(error: Any) -> bool:
     """It tells of the branch of a union that is not meant: of a list for a number, or the other way."""
-    branch = error["loc"][-1] if error["loc"] else None
-    return branch == ("int" if isinstance(error["input"], list) else "list[int]")
+    _, *branches = error["loc"] or (None,)
+    branch = branches[-1] if branches else None
+    if branch in _NUMBER_BRANCHES:
+        return isinstance(error["input"], list)
+    return str(branch).startswith("list[") and not isinstance(error["input"], list)
 
 
 def _sentence(error: Any) -> str:
     # A union's branches ("class_idx.int", "class_idx.list[int]") are no part of the field's name.
-    parts = [part for part in error["loc"] if isinstance(part, int) or part.isidentifier()]
-    parts = [part for part in parts if part not in ("int", "list")]
+    parts = [
+        part
+        for depth, part in enumerate(error["loc"])
+        if isinstance(part, int) or (part.isidentifier() and not (depth and part in _NUMBER_BRANCHES))
+    ]
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     if error["type"] == "extra_forbidden":
         return f"{name or show(error['loc'][-1])} is not a field of this request, got {show(error['input'])}"

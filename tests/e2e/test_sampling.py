@@ -171,6 +171,16 @@ def test_a_seeds_latents_give_the_seeds_image(shared_server: Server) -> None:
     assert "x-seeds" not in given.headers
 
 
+def test_each_row_may_have_a_psi_of_its_own(shared_server: Server) -> None:
+    answer = post(shared_server, seeds=[7, 8], truncation_psi=[0.5, 1], container="json")
+
+    images = [base64.b64decode(one["data"]) for one in answer.json()["images"]]
+    assert images == [
+        post(shared_server, seed=7, truncation_psi=0.5).content,
+        post(shared_server, seed=8).content,
+    ]
+
+
 def test_each_class_and_psi_gives_another_image(shared_server: Server) -> None:
     images = {
         post(shared_server, seed=1, class_idx=class_idx, truncation_psi=psi).content
@@ -341,6 +351,7 @@ REFUSED: list[tuple[dict[str, object], int, str]] = [
         422,
         "class_idx must be left out: the model has no classes",
     ),
+    ({"seeds": [1, 2], "truncation_psi": [0.5]}, 422, "as many as the rows (2), got 1 values"),
     ({"model": "plain", "seed": 1, "truncation_psi": 0.5}, 422, "the model has no truncation, got 0.5"),
     (
         {"latents": [[0.0] * (Z_DIM + 1)]},

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidField
-from service.schema import PlainRequest, SampleRequest, parse_plain_request, parse_sample_request
+from service.schema import (
+    PlainRequest,
+    SampleRequest,
+    parse_plain_request,
+    parse_reload_request,
+    parse_sample_request,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +24,9 @@ from service.schema import PlainRequest, SampleRequest, parse_plain_request, par
     [
         ({"seed": 1, "class_idx": 1.5}, "class_idx must be a valid integer, got 1.5"),
         ({"seeds": [1], "class_idx": [1.5]}, "class_idx[0] must be a valid integer, got 1.5"),
+        ({"seed": 1, "truncation_psi": "a"}, "truncation_psi must be a valid number, got 'a'"),
+        ({"seed": 1, "truncation_psi": 3}, "truncation_psi must be less than or equal to 2, got 3"),
+        ({"seeds": [1], "truncation_psi": [3]}, "truncation_psi[0] must be less than or equal to 2, got 3"),
         ({"seeds": []}, "seeds must have at least 1 item, got []"),
     ],
 )
@@ -28,6 +37,11 @@ def test_a_field_is_told_once_in_the_words_of_what_was_meant(fields: dict[str, A
     assert str(refusal.value) == sentence
 
 
+def test_a_field_that_is_named_as_a_type_is_told() -> None:
+    with pytest.raises(InvalidField, match=r"^int is not a field of this request, got \[1\]$"):
+        parse_reload_request(b'{"int": [1]}')
+
+
 _VALUES = {
     "model": [None, "toy", 1],
     "seed": [0, 2**32 - 1, 2**32, -1, 1.0, True, None, "1"],
@@ -35,7 +49,7 @@ _VALUES = {
     "seeds": [None, [1]],
     "latents": [None, [[0.0]]],
     "class_idx": [None, 0, -1, [0], 1.0, True],
-    "truncation_psi": [None, 1, 0.5, 2.5, True, "1"],
+    "truncation_psi": [None, 1, 0.5, [0.5], 2.5, True, "1"],
     "sampler": ["plain", "mh", None],
     "proposals": [None, 1],
     "realness": [False, True, 0, None],
