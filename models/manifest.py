@@ -35,6 +35,7 @@ NAME_RULE: Final = "1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a lett
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 MAX_VERSION: Final = 999_999_999
+MAX_Z_DIM: Final = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Manifest:
         _integer(self.schema_version, "schema_version", SCHEMA_VERSION, SCHEMA_VERSION)
         check_name(self.name)
         _integer(self.version, "version", 1, MAX_VERSION)
-        _integer(self.z_dim, "z_dim", 1, 65_536)
+        _integer(self.z_dim, "z_dim", 1, MAX_Z_DIM)
         _integer(self.img_height, "img_height", 1, 8_192)
         _integer(self.img_width, "img_width", 1, 8_192)
         channels_fit = type(self.img_channels) is int and self.img_channels in (1, 3)

@@ -192,7 +192,7 @@ class Store:
         versions = self.versions(name)
         if version is None:
             version = max(versions, default=0) + 1
-        if isinstance(version, bool) or not 1 <= version <= MAX_VERSION:
+        if type(version) is not int or not 1 <= version <= MAX_VERSION:
             raise InvalidValue(f"version must be an integer between 1 and {MAX_VERSION}, got {show(version)}")
         if version in versions:
             raise VersionExists(f"{name}:{version} is published already; versions are never overwritten")

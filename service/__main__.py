@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from models.errors import ContractError, InvalidValue
+from models.errors import ContractError, InvalidValue, show
 from models.store import SHIPPED_STORE, Store
 from service import __version__
 from service.errors import StartError
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who read our output has left, `head` for one
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as SIGPIPE would
+    except OSError as error:
+        print(f"ganserve: {_told(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -286,6 +289,10 @@ def _verify(arguments: argparse.Namespace) -> int:
             print(f"no image in {', '.join(map(str, arguments.paths))}")
         status = status or exit_status(verdicts)
     return status
+
+
+def _told(error: OSError) -> str:
+    return f"{show(str(error.filename))}: {error.strerror}" if error.filename else str(error)
 
 
 def _images(count: int) -> str:

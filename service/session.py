@@ -131,8 +131,11 @@ class Session:
         values = self._inputs(latents, class_idx, truncation_psi)
         if self._buckets is not None:
             return self._buckets.run(values)
+        images: npt.NDArray[np.uint8]
         (images,) = self._session.run(["images"], values)
-        return images  # type: ignore[no-any-return]  # ONNX Runtime has no types
+        if len(images) != len(latents):
+            raise RuntimeError(f"the graph must make an image a row, it made {len(images)} of {len(latents)}")
+        return images
 
     def golden_difference(self, rows: int | None = None) -> int:
         """Replay golden rows (the first `rows`, or all); return the largest grey-level difference."""

@@ -356,7 +356,7 @@ def _read_yaml(path: Path | None) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StartError(f"config must be a readable file: {error.strerror}, got {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise StartError(f"config must be YAML: {error}") from None
     if values is None:
         return {}

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -296,15 +297,20 @@ class _Claim:
 def _judge(files: Sequence[_File], makers: _Makers) -> Iterator[Finding]:
     """Findings of `files`, in their order; what one model made is made again together."""
     sides = [_claim(file, makers) for file in files]
-    claims = sorted((one for one in sides if isinstance(one, _Claim)), key=lambda one: id(one.maker))
+    claims = sorted((one for one in sides if isinstance(one, _Claim)), key=_made_with)
     findings = {}
-    for _, group in groupby(claims, key=lambda one: id(one.maker)):
+    for _, group in groupby(claims, key=_made_with):
         together = list(group)
         pixels = together[0].maker.pixels([claim.rows for claim in together])
         for claim, made in zip(together, pixels, strict=True):
             findings[id(claim)] = _compare(claim, made)
     for side in sides:
         yield side if isinstance(side, Finding) else findings[id(side)]
+
+
+def _made_with(claim: _Claim) -> tuple[int, int]:
+    """Equal for claims whose images are made together: those of one model, but each walk alone."""
+    return id(claim.maker), 0 if claim.mark.walk is None else id(claim)
 
 
 def _claim(file: _File, makers: _Makers) -> _Claim | Finding:
@@ -327,9 +333,14 @@ def _claim(file: _File, makers: _Makers) -> _Claim | Finding:
     if mark.seed is None and mark.walk is None:
         return Finding(file.name, "cannot tell", "its latents were given, so no seed makes it again")
     try:
-        return _Claim(file, mark, fmt, maker, maker.rows(mark))
+        rows = maker.rows(mark)
     except ContractError as error:
         return Finding(file.name, "differs", f"the model cannot have made it: {error}")
+    try:
+        with _opened(file.data, (len(rows), *maker.manifest.img_shape)):
+            return _Claim(file, mark, fmt, maker, rows)
+    except InvalidValue as error:
+        return Finding(file.name, "differs", str(error))
 
 
 def _format(data: bytes) -> Format | None:
@@ -381,6 +392,15 @@ def _difference(ours: bytes, theirs: bytes, shape: tuple[int, ...]) -> tuple[int
 
 def _frames(data: bytes, shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.uint8]]:
     """Each image [H, W, 4] of an image file. Raises InvalidValue unless it holds `shape` [n, H, W, C]."""
+    with _opened(data, shape) as image:
+        for number in range(shape[0]):
+            image.seek(number)
+            yield np.asarray(image.convert("RGBA"))
+
+
+@contextmanager
+def _opened(data: bytes, shape: tuple[int, ...]) -> Iterator[Image.Image]:
+    """An image file, its header read. Raises InvalidValue unless it holds `shape` [n, H, W, C]."""
     frames, height, width, _ = shape
     try:
         with warnings.catch_warnings():
@@ -392,9 +412,7 @@ def _frames(data: bytes, shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.uint
                 found = getattr(image, "n_frames", 1)
                 if found != frames:
                     raise InvalidValue(f"it holds {found} images, its mark names {frames}")
-                for number in range(frames):
-                    image.seek(number)
-                    yield np.asarray(image.convert("RGBA"))
+                yield image
     except InvalidValue:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen unrelated classes on bytes that lie

@@ -32,7 +32,7 @@ from models.store import Artifact, Draft, Store
 from training.discriminator import Gather, add_discriminator, no_evidence
 from training.errors import GraphRefused
 from training.folding import folded, plain_copy
-from training.graph import opset_of, write_model
+from training.graph import check_weights, opset_of, tell_classes, write_model
 from training.graph_session import ONNXRUNTIME_VERSION, GraphSession
 from training.networks import Generator
 from training.pixels import (
@@ -163,7 +163,9 @@ def publish(
             "range": value_range,
             "layout": servable.layout,
         }
-        session, manifest = _checked(draft, program, manifest, _reference(servable), precision)
+        session, manifest = _checked(
+            draft, program, manifest, _reference(servable), precision, classes_told=manifest.num_classes
+        )
         facts = {**manifest.export, "published_from": origin}
         return seal(draft, session, replace(manifest, export=facts))
 
@@ -174,12 +176,15 @@ def _checked(
     manifest: Manifest,
     reference: Render,
     precision: WeightPrecision,
+    classes_told: int = 0,
 ) -> tuple[GraphSession, Manifest]:
     """Write the graph of `program` into `draft`, held to every promise; return its session, and `manifest`
-    with the facts of the export."""
+    with the facts of the export. `classes_told` as `tell_classes` has them."""
     graph_file = draft.path / GRAPH_FILE
     model = to_onnx(program, list(manifest.graph_outputs), list(manifest.graph_inputs))
+    check_weights(model)
     store_weights(model, precision)
+    tell_classes(model, classes_told)
     write_model(model, graph_file)
     session, levels = check_graph_file(graph_file, manifest, reference, halved=precision == "fp16")
     return session, replace(manifest, export=_export_facts(model, manifest, levels))

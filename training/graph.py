@@ -10,13 +10,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx
 from google.protobuf.message import Message
 
+from models.errors import show
 from training.errors import GraphRefused
 
 MAX_BYTES: Final = 2**31 - 1
 """What protobuf can hold in one message, and so the largest artifact of one file."""
+_FLOATS: Final = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+)
 RANDOM_OPS: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
@@ -47,6 +52,32 @@ def strip_trace(model: onnx.ModelProto) -> None:
         for field in ("metadata_props", "doc_string"):
             if field in message.DESCRIPTOR.fields_by_name:
                 message.ClearField(field)
+
+
+def tell_classes(model: onnx.ModelProto, num_classes: int) -> None:
+    """Write the number of classes into a graph of them: by it a seed names its class, and so its image.
+
+    An artifact's digest holds the graph's bytes. One that is exported from a run needs it not: there the
+    number decides the shape of weights.
+    """
+    if num_classes:
+        onnx.helper.set_model_props(model, {"num_classes": str(num_classes)})
+
+
+def check_weights(model: onnx.ModelProto) -> None:
+    """Raise GraphRefused for weights that are not a number: rows that few of a sample's images use hide."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in _FLOATS:
+            continue
+        try:
+            values = onnx.numpy_helper.to_array(tensor)
+        except (ValueError, TypeError) as error:
+            raise GraphRefused(f"the weights {show(tensor.name)} cannot be read: {error}") from None
+        if np.isnan(values).any():
+            raise GraphRefused(
+                f"the weights must be numbers, {show(tensor.name)} has NaN: was the generator saved "
+                "from a run that had diverged?"
+            )
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> None:
@@ -107,8 +138,12 @@ def _constants(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> dict[str,
     return {
         name: bool(onnx.numpy_helper.to_array(tensor))
         for name, tensor in tensors.items()
-        if tensor.data_type == onnx.TensorProto.BOOL and not tensor.dims
+        if tensor.data_type == onnx.TensorProto.BOOL and not tensor.dims and _has_data(tensor)
     }
+
+
+def _has_data(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.raw_data or tensor.int32_data)
 
 
 def _check_not_random(node: onnx.NodeProto) -> None:

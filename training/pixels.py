@@ -33,14 +33,14 @@ _MANY_OUTSIDE: Final = 0.25
 
 def check_range(value_range: str) -> str:
     """Return a name of RANGES, or raise InvalidValue."""
-    if value_range not in RANGES:
+    if not isinstance(value_range, str) or value_range not in RANGES:
         raise InvalidValue(f"range must be one of {'; '.join(RANGES)}, got {show(value_range)}")
     return value_range
 
 
 def check_layout(layout: str) -> str:
     """Return "NCHW", "NHWC" or "flat:CxHxW", or raise InvalidValue."""
-    if layout not in ("NCHW", "NHWC") and _FLAT.fullmatch(layout) is None:
+    if layout not in ("NCHW", "NHWC") and (not isinstance(layout, str) or _FLAT.fullmatch(layout) is None):
         raise InvalidValue(
             f"layout must be NCHW, NHWC or flat:CxHxW (such as flat:3x64x64), got {show(layout)}"
         )
@@ -101,26 +101,23 @@ def check_values(images: FloatImages, value_range: str) -> list[str]:
 
     Raises GraphRefused for values that are not finite, and where the range cannot be meant.
     """
-    if not np.isfinite(images).all():
-        row = int(np.argwhere(~np.isfinite(images))[0][0])
-        raise GraphRefused(
-            f"the output must be finite, seed {row} gives NaN or infinity: was it made of a trained "
-            "generator, and in a precision that holds its values?"
-        )
+    check_finite(images)
     low, high = RANGES[value_range]
     least, most = float(images.min()), float(images.max())
     seen = f"the values of {len(images)} seeds are between {least:.3g} and {most:.3g}"
     slack = 0.02 * (high - low)
     outside = float(np.mean((images < low - slack) | (images > high + slack)))
     if outside > _MANY_OUTSIDE:
+        fitting = _fitting_range(least, most)
+        another = "" if fitting in (None, value_range) else f"give the range {fitting}, or "
         raise GraphRefused(
             f"the output must be in the range {value_range}, but {seen}, {outside:.0%} of them outside: "
-            f"give the range {_fitting_range(least, most)}, or add the scaling to the generator"
+            f"{another}add the scaling to the generator"
         )
     if value_range == "0,255" and most <= 2:
         raise GraphRefused(
             f"the output must be in the range {value_range}, but {seen}: all would be black; "
-            f"give the range {_fitting_range(least, most)}"
+            f"give the range {_fitting_range(least, most) or DEFAULT_RANGE}"
         )
     cautions = []
     if outside > _FEW_OUTSIDE:
@@ -130,6 +127,16 @@ def check_values(images: FloatImages, value_range: str) -> list[str]:
     if len(images) > 1 and np.array_equal(images, np.broadcast_to(images[:1], images.shape)):
         cautions.append(f"{len(images)} seeds give one image: the output does not depend on the latents")
     return cautions
+
+
+def check_finite(images: npt.NDArray[Any], by: str = "") -> None:
+    """Raise GraphRefused unless all values [N, ...] of seeds 0..N-1, made as `by` tells, are finite."""
+    if not np.isfinite(images).all():
+        row = int(np.argwhere(~np.isfinite(images))[0][0])
+        raise GraphRefused(
+            f"the output must be finite, seed {row}{by} gives NaN or infinity: was it made of a trained "
+            "generator, and in a precision that holds its values?"
+        )
 
 
 def _layout_of(answer: npt.NDArray[Any]) -> str:
@@ -144,7 +151,8 @@ def _layout_of(answer: npt.NDArray[Any]) -> str:
     )
 
 
-def _fitting_range(least: float, most: float) -> str:
+def _fitting_range(least: float, most: float) -> str | None:
+    """The range that such values can have, None where none fits."""
     if most > 2:
-        return "0,255"
+        return "0,255" if least >= -5 else None
     return "0,1" if least >= -0.05 else "-1,1"

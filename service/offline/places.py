@@ -56,6 +56,13 @@ class Place(Protocol):
     def put(self, files: Sequence[Path], folder: str = "") -> None:
         """Have local files appear, in their order; those on the place's own disk are moved."""
 
+    def claim(self, file: Path, folder: str) -> None:
+        """Have a local file appear, unless one of its name is there: of two at once, the first stays.
+
+        At an address, where nothing can be asked and done in one step, the later of two that come within the
+        time of an answer may stay instead.
+        """
+
     def tidy(self) -> None:
         """Remove all files of our own but those that a run at work prepares."""
 
@@ -103,16 +110,30 @@ def _mine() -> str:
 
 def put_text(place: Place, name: str, data: bytes, folder: str = "") -> None:
     """Have a small file appear."""
+    with _text(place, name, data) as path:
+        place.put([path], folder)
+
+
+def claim_text(place: Place, name: str, data: bytes, folder: str) -> None:
+    """Have a small file appear, unless one of its name is there."""
+    with _text(place, name, data) as path:
+        place.claim(path, folder)
+
+
+@contextmanager
+def _text(place: Place, name: str, data: bytes) -> Iterator[Path]:
     with scratch(place.scratch_root) as work:
         path = work / name
         with sentences("a file", path):
             path.write_bytes(data)
-        place.put([path], folder)
+        yield path
 
 
 def open_place(out: str) -> Place:
     """The place that `out` names. Raises PlaceLost, or StartError for a scheme that needs a package."""
     scheme, separator, path = out.partition("://")
+    if not out:
+        raise StartError("out must be a folder or an address, got ''")
     if not separator:
         return LocalPlace(Path(out))
     if scheme == "file":
@@ -176,6 +197,10 @@ class LocalPlace:
             for file in files:
                 _although_tidied(lambda file=file: _move(file, self.folder / folder))  # type: ignore[misc]
 
+    def claim(self, file: Path, folder: str) -> None:
+        with sentences(folder or "a file", self.folder):
+            _although_tidied(lambda: _link(file, self.folder / folder))
+
     def tidy(self) -> None:
         own = self.folder / OWN_FOLDER
         remove_stale_scratch(self)
@@ -193,6 +218,16 @@ def _move(file: Path, folder: Path) -> None:
     except FileNotFoundError:
         folder.mkdir(parents=True, exist_ok=True)
         os.replace(file, folder / file.name)
+
+
+def _link(file: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        try:
+            os.link(file, folder / file.name)
+        except PermissionError:  # a file system without links
+            if not (folder / file.name).exists():
+                _move(file, folder)
 
 
 class RemotePlace:
@@ -258,6 +293,10 @@ class RemotePlace:
             self._tried(lambda: self._fs.put_file(locals_[0], targets[0]))
         else:
             self._tried(lambda: self._fs.put(locals_, targets))
+
+    def claim(self, file: Path, folder: str) -> None:
+        if self.size(f"{folder}/{file.name}") is None:
+            self.put([file], folder)
 
     def tidy(self) -> None:
         with suppress(SampleError):

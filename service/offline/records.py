@@ -21,7 +21,7 @@ import numpy.typing as npt
 from models.errors import InvalidValue, show
 from service.offline.errors import OtherJob
 from service.offline.job import Job, shard_name, to_text
-from service.offline.places import OWN_FOLDER, Place, put_text
+from service.offline.places import OWN_FOLDER, Place, claim_text, put_text
 
 MANIFEST_NAME: Final = "manifest.json"
 METADATA_NAME: Final = "metadata.jsonl"
@@ -170,8 +170,19 @@ class Records:
         data = self.place.read(f"{OWN_FOLDER}/{_JOB_NAME}")
         return None if data is None else self._job(data, _JOB_NAME)
 
-    def put_job(self, job: Job) -> None:
-        put_text(self.place, _JOB_NAME, to_text(job.to_facts()), OWN_FOLDER)
+    def claim(self, job: Job) -> None:
+        """Have the place hold `job`, if it holds none. Raises OtherJob if it holds another."""
+        self.check(job)
+        claim_text(self.place, _JOB_NAME, to_text(job.to_facts()), OWN_FOLDER)
+        self.check(job)  # another may have come first
+
+    def check(self, job: Job) -> Sealed | None:
+        """What the manifest says, None while there is none. Raises OtherJob if another job is here."""
+        sealed = self.manifest()
+        held = sealed.job if sealed else self.job()
+        if held is not None and (changes := job.differences(held)):
+            raise OtherJob(f"{self.place} holds another job: {'; '.join(changes)}")
+        return sealed
 
     def _job(self, data: bytes, name: str) -> Job:
         try:

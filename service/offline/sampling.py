@@ -164,10 +164,7 @@ def sample(request: Request, style: Style = "lines") -> Outcome:
     """
     job, source, place = job_of(request), request.source, open_place(request.out)
     records = Records(place)
-    sealed = records.manifest()
-    held = sealed.job if sealed else records.job()
-    if held is not None and (changes := job.differences(held)):
-        raise OtherJob(f"{place} holds another job: {'; '.join(changes)}")
+    sealed = records.check(job)
     ours = range(request.share.index, job.shards, request.share.of)
     size_of = place.sizes()
     if sealed and _has_sizes(records, sealed, source, ours, size_of):
@@ -175,10 +172,10 @@ def sample(request: Request, style: Style = "lines") -> Outcome:
         return _outcome(records, job, [], ours, True)
 
     remove_stale_scratch(place)
-    if isinstance(source.seeds, SeedTable) and size_of(SEEDS_NAME) is None:
-        put_text(place, SEEDS_NAME, source.seeds.csv)
-    if records.job() is None:
-        records.put_job(job)
+    if isinstance(source.seeds, SeedTable):
+        _put_seeds(records, job, source.seeds)
+    else:
+        records.claim(job)
     known = _known(records, sealed)
     todo = [
         shard
@@ -193,6 +190,17 @@ def sample(request: Request, style: Style = "lines") -> Outcome:
     progress.end()
     complete = seal(place, source)
     return _outcome(records, job, todo, ours, complete)
+
+
+def _put_seeds(records: Records, job: Job, table: SeedTable) -> None:
+    """Claim the place and have it hold the seeds. Raises OtherJob, also for a seeds.csv of other seeds."""
+    place = records.place
+    held = place.read(SEEDS_NAME)
+    if held not in (None, table.csv):
+        raise OtherJob(f"{place} holds another {SEEDS_NAME}: give another folder, or move it away")
+    records.claim(job)
+    if held is None:
+        put_text(place, SEEDS_NAME, table.csv)
 
 
 def seal(place: Place, source: RowSource) -> bool:

@@ -78,6 +78,18 @@ def test_a_graph_that_is_not_what_its_manifest_says_is_refused(
         Session(with_manifest(artifact, **facts))
 
 
+def test_a_graph_that_loses_a_row_makes_no_image(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(artifact)
+
+    class Fewer:
+        def run(self, names: list[str], values: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [np.zeros((len(values["latents"]) - 1, SIZE, SIZE, 3), np.uint8)]
+
+    monkeypatch.setattr(session, "_session", Fewer())
+    with pytest.raises(RuntimeError, match=r"must make an image a row, it made 2 of 3"):
+        session.run(*rows(3))
+
+
 def test_weights_beside_the_graph_which_no_digest_holds_are_refused(artifact: Artifact) -> None:
     graph = artifact.file("model.onnx")
     onnx.save_model(

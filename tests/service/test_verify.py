@@ -54,6 +54,28 @@ def made(toy_store: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def test_a_path_that_cannot_be_is_a_sentence(verify: Verify) -> None:
+    assert verify("a" * 300)[0] == 2
+    assert verify("a" * 300)[1][0].endswith("File name too long")
+
+
+def test_an_image_that_claims_to_be_a_long_walk_costs_no_device_work(
+    verify: Verify, made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made(7, "webp")
+    walk = b'ganserve:from="0" ganserve:to="1" ganserve:frames="240" ganserve:frameMs="10"'
+    with Image.open(path) as image:
+        packet = image.info["xmp"].replace(b'ganserve:seed="7"', walk)
+        image.save(path, lossless=True, xmp=packet)
+
+    def make(*rows: object) -> None:
+        raise AssertionError("nothing may be made")
+
+    monkeypatch.setattr("service.generator.Generator.make", make)
+    status, said = verify(path)
+    assert (status, said[0]) == (1, f"{path}: differs (it holds 1 images, its mark names 240)")
+
+
 def mark_of(path: Path) -> bytes:
     with Image.open(path) as image:
         return bytes(image.info["xmp"])

@@ -543,6 +543,12 @@ def with_mask_output() -> onnx.ModelProto:
     return model
 
 
+def with_open_width() -> onnx.ModelProto:
+    model = Foreign().model()
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "width"
+    return model
+
+
 def not_a_number() -> onnx.ModelProto:
     model = Foreign().model(helper.make_node("Sqrt", ["x"], ["y"]))
     model.graph.output[0].name = "y"
@@ -573,6 +579,8 @@ def not_a_number() -> onnx.ModelProto:
         (Foreign().model(), {"num_classes": 9}, "--num-classes and --class-names must be left out"),
         (Foreign(classes="one_hot").model(), {"latents_input": "z", "class_input": "y", "num_classes": 9},
          "--num-classes must be 5, the width of y (float Nx5), got 9"),
+        (with_open_width(), {"z_dim": 10**9}, "the latents must be at most 65536 numbers wide, they are "
+         "1000000000"),
         (Foreign().model(), {"z_dim": 9}, "--z-dim must be 8, the width of z (float Nx8), got 9"),
         (Foreign(layout="flat").model(), {}, "the output must be images with 1 or 3 channels in dimension 1 "
          "(NCHW) or 3 (NHWC), its shape is [N, 72]"),
@@ -660,6 +668,38 @@ def test_a_file_above_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> 
         import_graph(path, Store(tmp_path / "store"), name="toy")
 
 
+def test_models_of_the_same_graph_with_more_classes_have_digests_of_their_own(tmp_path: Path) -> None:
+    model = Foreign(classes="column").model()
+    model.graph.node.insert(0, helper.make_node("Mod", ["y", "many"], ["y_mod"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(CLASSES, np.int64), "many"))
+    for node in model.graph.node[1:]:
+        node.input[:] = ["y_mod" if name == "y" else name for name in node.input]
+
+    digests = {bring(model, tmp_path, num_classes=many).digest for many in (CLASSES - 2, CLASSES)}
+
+    assert len(digests) == 2  # a seed's class, and so its image, is seed % num_classes
+
+
+def with_batch(batch: int) -> onnx.ModelProto:
+    model = Foreign().model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    return model
+
+
+def test_a_negative_batch_is_an_open_one(tmp_path: Path) -> None:
+    assert_serves(bring(with_batch(-1), tmp_path), Foreign())
+
+
+def test_a_weight_that_is_no_number_is_refused_though_few_images_would_show_it(tmp_path: Path) -> None:
+    model = Foreign(classes="int64").model()
+    (table,) = [one for one in model.graph.initializer if list(one.dims)[:1] == [CLASSES]]
+    values = numpy_helper.to_array(table).copy()
+    values[-1, -1] = np.nan
+    table.CopyFrom(numpy_helper.from_array(values, table.name))
+
+    assert refusal(model, tmp_path).startswith(f"the weights must be numbers, '{table.name}' has NaN")
+
+
 def pointing_at(location: str, folder: Path) -> Path:
     """A file whose weights W lie at `location`."""
     model = Foreign().model()
@@ -673,7 +713,7 @@ def pointing_at(location: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "location", ["../secret.bin", "/etc/passwd", "link.bin", "down/../../secret.bin", ""]
+    "location", ["../secret.bin", "/etc/passwd", "link.bin", "down/../../secret.bin", "", "a\0b"]
 )
 def test_external_data_outside_the_files_folder_is_refused(location: str, tmp_path: Path) -> None:
     (tmp_path / "secret.bin").write_bytes(bytes(4 * Z_DIM * 72))

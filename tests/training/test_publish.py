@@ -101,6 +101,20 @@ def refusal(module: nn.Module, store: Path, **choices: object) -> str:
     return str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        ({"version": "1"}, "version must be an integer between 1 and 999999999, got '1'"),
+        ({"value_range": [-1, 1]}, "range must be one of -1,1; 0,1; 0,255, got [-1, 1]"),
+        ({"layout": 5}, "layout must be NCHW, NHWC or flat:CxHxW (such as flat:3x64x64), got 5"),
+    ],
+)
+def test_an_argument_of_another_type_is_a_sentence(
+    choices: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    assert refusal(Toy(), tmp_path, **choices) == sentence
+
+
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     told = {"data": "a hundred drawings", "kimg": 4000}

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto
 
 from models.errors import InvalidValue, show
+from models.manifest import MAX_Z_DIM
 from models.sampling import Prior
 from training.errors import GraphRefused
 from training.pixels import check_layout, check_range
@@ -65,7 +66,7 @@ class Port:
     @classmethod
     def of(cls, value: onnx.ValueInfoProto) -> Self:
         tensor = value.type.tensor_type
-        dims = tuple(one.dim_value if one.HasField("dim_value") else None for one in tensor.shape.dim)
+        dims = tuple(one.dim_value if one.dim_value > 0 else None for one in tensor.shape.dim)
         return cls(value.name, tensor.elem_type, dims if tensor.HasField("shape") else None)
 
     @property
@@ -197,7 +198,10 @@ def _width_of(latents: Port, z_dim: int | None) -> int:
         )
     if width is not None and z_dim not in (None, width):
         raise InvalidValue(f"--z-dim must be {width}, the width of {latents.text}, got {z_dim}")
-    return width or z_dim or 0
+    found = width or z_dim or 0
+    if found > MAX_Z_DIM:
+        raise GraphRefused(f"the latents must be at most {MAX_Z_DIM} numbers wide, they are {found}")
+    return found
 
 
 def _find_class(inputs: list[Port]) -> Port | None:

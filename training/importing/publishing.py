@@ -17,10 +17,10 @@ from onnx import TensorProto
 from models.errors import InvalidValue
 from models.golden import Render
 from models.manifest import GRAPH_FILE, Manifest, Truncation
-from models.sampling import latents_from_seeds
+from models.sampling import MAX_TRUNCATION_PSI, latents_from_seeds
 from models.store import Artifact, Store
 from training.errors import GraphRefused
-from training.graph import check_nodes, opset_of, strip_trace, write_model
+from training.graph import check_nodes, check_weights, opset_of, strip_trace, tell_classes, write_model
 from training.graph_session import ONNXRUNTIME_VERSION
 from training.importing.batch import fold_shapes, free_batch, prune
 from training.importing.evidence import (
@@ -38,7 +38,7 @@ from training.importing.reading import (
     read_foreign,
 )
 from training.importing.wrapping import wrap
-from training.pixels import DEFAULT_RANGE, check_values, nhwc
+from training.pixels import DEFAULT_RANGE, check_finite, check_values, nhwc
 from training.promises import MAX_DIFFERENCE_LEVELS, Rows, batch_sizes
 from training.proof import check_graph_file, seal
 from training.weights import WeightPrecision, precision_of, store_weights
@@ -76,6 +76,7 @@ def import_graph(
         output = find_output(foreign.model, choices)
         prune(foreign.model, output.name)
         check_nodes(foreign.model)
+        check_weights(foreign.model)
         interface = find_interface(foreign.model, output, choices)
         batch, free = _free(foreign, interface, choices)
         fold_shapes(free, interface)
@@ -87,12 +88,15 @@ def import_graph(
         cautions = check_values(nhwc(original.run(Rows.sample(manifest)), layout)[0], value_range)
         reference = reference_render(original, layout, value_range)
         if interface.truncation_psi is not None:
+            few = _few_rows(interface, choices)
+            bold = replace(few, truncation_psi=np.full_like(few.truncation_psi, MAX_TRUNCATION_PSI))
+            check_finite(original.run(bold), f" with psi {MAX_TRUNCATION_PSI:g}")
             manifest = replace(manifest, truncation=_kind_of_truncation(reference, manifest))
 
         graph_file = draft.path / GRAPH_FILE
         graph = wrap(free, interface, manifest, value_range, layout)
         store_weights(graph, precision)
-        _write(graph, graph_file)
+        _write(graph, graph_file, manifest.num_classes)
         try:
             session, levels = check_graph_file(
                 graph_file, manifest, reference, "the imported file", halved=precision == "fp16"
@@ -188,8 +192,9 @@ def _kind_of_truncation(render: Render, manifest: Manifest) -> Truncation:
     return "z" if levels <= MAX_DIFFERENCE_LEVELS else "w"
 
 
-def _write(graph: onnx.ModelProto, path: Path) -> None:
+def _write(graph: onnx.ModelProto, path: Path, num_classes: int) -> None:
     strip_trace(graph)
+    tell_classes(graph, num_classes)
     graph.producer_name, graph.graph.name = plain_text(graph.producer_name), "imported"
     graph.ClearField("domain")
     write_model(graph, path)

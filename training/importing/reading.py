@@ -150,8 +150,8 @@ def _take_in_external_data(model: onnx.ModelProto, path: Path) -> dict[str, str]
 
 def _external_file(tensor: TensorProto, folder: Path) -> Path:
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    file = (folder / location).resolve()  # follows links, so one that leads out is seen
-    if not location or not file.is_relative_to(folder):
+    file = (folder / location.replace("\0", "")).resolve()  # follows links, so one that leads out is seen
+    if not location or "\0" in location or not file.is_relative_to(folder):
         raise GraphRefused(
             f"external data must lie in the folder of the file, that of {tensor.name} is {show(location)}: "
             "put the file beside it, or save the model as one file"

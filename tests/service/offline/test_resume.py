@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.offline import sampling
+from service.offline import records, sampling
 
 Sample = Callable[..., int]
 
@@ -154,6 +154,25 @@ def test_another_job_in_the_same_place_is_refused_with_what_differs(
     assert f"{out} holds another job: " in (said := capsys.readouterr().err)
     assert field in said
     assert sorted(out.rglob("*")) == before
+
+
+def test_of_two_jobs_begun_at_once_in_one_folder_the_later_is_refused(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, claim_text = tmp_path / "out", records.claim_text
+
+    def claim_second(place, name, data, folder):  # type: ignore[no-untyped-def]
+        monkeypatch.setattr(records, "claim_text", claim_text)
+        other = json.loads(data) | {"class_idx": 1}
+        claim_text(place, name, json.dumps(other).encode(), folder)
+        claim_text(place, name, data, folder)
+
+    monkeypatch.setattr(records, "claim_text", claim_second)
+
+    assert sample(*FLAGS, "--out", out) == 5
+
+    assert "holds another job: class_idx was 1 and is null now" in capsys.readouterr().err
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["job.json"]
 
 
 def test_a_manifest_that_is_not_ours_is_refused_and_left(

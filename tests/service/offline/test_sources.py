@@ -112,6 +112,20 @@ def test_a_file_that_names_no_rows_is_a_sentence_with_its_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_seeds_csv_that_is_there_is_neither_believed_nor_lost(
+    sample: Sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/seeds.csv").write_text("seed,class_idx\n100,1\n")
+    (tmp_path / "rows.csv").write_text("seed,class_idx\n1,3\n")
+
+    assert sample("--seeds-file", tmp_path / "rows.csv", "--out", tmp_path / "out") == 5
+
+    assert "holds another seeds.csv: give another folder, or move it away" in capsys.readouterr().err
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["seeds.csv"]
+    assert "100,1" in (tmp_path / "out/seeds.csv").read_text()
+
+
 def test_a_set_of_a_file_goes_on_and_is_checked_without_that_file(sample: Sample, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("seed,class_idx\n" + "".join(f"{n},{n % 3}\n" for n in range(50)))
     flags = ("--shard-size", "20", "--format", "npz", "--out", tmp_path / "out")
