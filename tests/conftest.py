@@ -7,8 +7,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+hypothesis.settings.register_profile("ganserve", deadline=None)  # on a shared machine no time is a test
+hypothesis.settings.load_profile("ganserve")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
